@@ -1,0 +1,172 @@
+"""The data sets, as uint8 tensors that live on the device.
+
+Heard digits (stage one, three, and the classifier of stage two): MNIST, or the handwritten digits that come with
+scikit-learn. Remembered characters (the generator's): EMNIST, or digits printed in the fonts that come with matplotlib.
+The second of each needs no download, and the two have no image in common.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from runs import UserError
+
+Part = Literal["train", "validation", "test"]
+VALIDATION = 5000  # the last of MNIST's 60,000 training images: other writers than most of the first ones
+PRINTED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+                 "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral",
+                 "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmb10", "cmss10", "cmtt10")  # fmt: skip
+
+
+class Digits(NamedTuple):
+    images: Tensor  # (N, 28, 28) uint8, upright, white on black
+    labels: Tensor  # (N,) int64
+
+
+def default_root() -> Path:
+    """The folder of the downloads: `$LISTEN_DATA`, or `data/`."""
+    return Path(os.environ.get("LISTEN_DATA") or Path(__file__).parent)
+
+
+def load_heard(name: Literal["mnist", "handwritten"], part: Part, root: Path, device: torch.device | str) -> Digits:
+    """The digits that are heard.
+
+    Args:
+        name: `mnist` (55,000 to train, 5,000 to validate, 10,000 to test), or `handwritten`, scikit-learn's (1,257, 180
+            and 360 images of 8 x 8, enlarged; no download).
+        part: `validation` is a fixed part of the training set, the same in every run.
+        root: torchvision's folder, into which MNIST is downloaded on first use.
+
+    Raises:
+        UserError: if the data are missing and cannot be downloaded, or damaged.
+    """
+    digits = _mnist(part, root) if name == "mnist" else _handwritten(part)
+    return Digits(*(tensor.to(device) for tensor in digits))
+
+
+def load_remembered(
+    name: Literal["emnist", "printed"], part: Part, root: Path, device: torch.device | str,
+    split: str = "mnist", file: Literal["train", "test"] = "train", digits_only: bool = True,
+) -> Digits:  # fmt: skip
+    """The characters that the generator grows up with: nine tenths of them to train, the rest, fixed, to validate.
+
+    Args:
+        name: `emnist`, or `printed` (8,000 digits from matplotlib's fonts, distorted; no download).
+        part: `train` or `validation`.
+        root: torchvision's folder, into which EMNIST is downloaded on first use.
+        split: of EMNIST: mnist, digits, byclass, bymerge, balanced or letters.
+        file: of EMNIST: the official training or test file, of which both parts are taken.
+        digits_only: leave out the letters of byclass, bymerge and balanced.
+
+    Raises:
+        UserError: if the data are missing and cannot be downloaded, damaged, or hold no digits.
+    """
+    images, labels = _printed() if name == "printed" else _emnist(split, file, root)
+    if digits_only:
+        if split == "letters" and name == "emnist":
+            raise UserError("EMNIST's split 'letters' holds no digits; give --no-digits-only, or another --split.")
+        images, labels = images[labels < 10], labels[labels < 10]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    held = order[: len(order) // 10] if part == "validation" else order[len(order) // 10 :]
+    return Digits(images[held].to(device), labels[held].to(device))
+
+
+def as_seen(images: Tensor) -> Tensor:
+    """`(B, 28, 28)` uint8 -> `(B, 1, 64, 64)` float32 in [-1, 1], bilinear: what generator and classifiers work with."""
+    return F.interpolate(images[:, None].float() / 127.5 - 1, (64, 64), mode="bilinear")
+
+
+def _mnist(part: Part, root: Path) -> Digits:
+    dataset = _torchvision(datasets.MNIST, root, train=part != "test")
+    if part == "test":
+        return Digits(dataset.data, dataset.targets)
+    kept = slice(-VALIDATION, None) if part == "validation" else slice(None, -VALIDATION)
+    return Digits(dataset.data[kept], dataset.targets[kept])
+
+
+def _emnist(split: str, file: str, root: Path) -> Digits:
+    if split not in datasets.EMNIST.splits:
+        raise UserError(f"EMNIST has no split {split!r}; give one of {', '.join(datasets.EMNIST.splits)}.")
+    dataset = _torchvision(datasets.EMNIST, root, split=split, train=file == "train")
+    return Digits(dataset.data.transpose(1, 2).contiguous(), dataset.targets)  # stored transposed
+
+
+def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> datasets.MNIST:
+    """A data set of torchvision's, downloaded if it is not there."""
+    folder = Path(root) / kind.__name__ / "raw"
+    split = which.get("split")
+    prefixes = [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
+    files = ", ".join(f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    try:
+        dataset = kind(str(root), download=False, **which)
+    except Exception as error:
+        # torchvision says "not found" for what is missing; anything else means that a file is there but damaged.
+        if "not found" not in str(error):
+            raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.") from error
+        try:
+            dataset = kind(str(root), download=True, **which)
+        except Exception as failure:
+            raise UserError(
+                f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {files}, "
+                "or name their folder with --data-root or LISTEN_DATA."
+            ) from failure
+    if dataset.data.dim() != 3 or len(dataset.data) != len(dataset.targets) or dataset.data.shape[1:] != (28, 28):
+        raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
+    return dataset
+
+
+def _handwritten(part: Part) -> Digits:
+    """scikit-learn's 8 x 8 digits (UCI, E. Alpaydin and C. Kaynak, 1998), enlarged to 20 x 20 in 28 x 28, as in MNIST."""
+    small, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(small.reshape(-1, 1, 8, 8)).float() / 16
+    images = F.interpolate(small, (20, 20), mode="bicubic").clamp(0, 1).mul(255).round().byte()
+    images = F.pad(images[:, 0], (4, 4, 4, 4))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    kept = {"test": order[:360], "validation": order[360:540], "train": order[540:]}[part]
+    return Digits(images[kept], torch.from_numpy(labels)[kept])
+
+
+def _printed(count: int = 8000, together: int = 40) -> Digits:
+    """Digits in matplotlib's fonts, each with a random affine and elastic distortion, always the same ones.
+
+    `together` images, of all classes and fonts, share one distortion, since torchvision draws one a call.
+    """
+    glyphs = torch.stack([torch.stack([_glyph(font, str(digit)) for digit in range(10)]) for font in PRINTED_FONTS])
+    distort = v2.Compose(
+        [
+            v2.RandomAffine(12, (0.08, 0.08), (0.75, 1.1), 12, interpolation=v2.InterpolationMode.BILINEAR),
+            v2.ElasticTransform(alpha=30.0, sigma=4.0),
+        ]
+    )
+    labels = torch.arange(together) % 10
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(count // together):
+            fonts = torch.randint(len(PRINTED_FONTS), (together,))
+            images.append(distort(glyphs[fonts, labels][:, None])[:, 0])
+    return Digits(torch.cat(images), labels.repeat(count // together))
+
+
+def _glyph(font: str, digit: str) -> Tensor:
+    """`(28, 28)` uint8: one digit, 20 pixels high, its box in the middle."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    typeface = ImageFont.truetype(str(path), 26)
+    left, top, right, bottom = typeface.getbbox(digit)
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), digit, fill=255, font=typeface)
+    scale = 20 / max(image.size)
+    image = image.resize([max(1, round(edge * scale)) for edge in image.size], Image.Resampling.BICUBIC)
+    canvas = Image.new("L", (28, 28))
+    canvas.paste(image, ((28 - image.width) // 2, (28 - image.height) // 2))
+    return torch.from_numpy(np.array(canvas))

@@ -1,0 +1,91 @@
+"""The pictures of a run, all drawn the same way: grids with an explicit value range, curves from the log, soundscapes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+import soundfile
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from torch import Tensor
+from torchvision.utils import save_image
+
+import runs
+from vggish import HOP, SAMPLE_RATE, Ear
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
+    runs.write(path, lambda beside: save_image(images, beside, nrow=columns, value_range=(-1, 1), normalize=True))
+
+
+def save_imagined(path: Path, heard: Tensor, imagined: Tensor) -> None:
+    """What was heard beside what was imagined: a row per class, pairs in it, the heard image left and outlined.
+
+    Args:
+        heard: `(rows, pairs, 1, 64, 64)` in [-1, 1].
+        imagined: likewise.
+    """
+    outlined = F.pad(heard[..., 2:-2, 2:-2], (2, 2, 2, 2), value=0.2)
+    pairs = torch.stack([outlined, imagined], dim=2).flatten(0, 2)  # heard, imagined, heard, imagined, ...
+    save_grid(path, pairs, columns=2 * heard.shape[1])
+
+
+def per_class(labels: Tensor, count: int) -> Tensor:
+    """The indices of the first `count` images of each class, `(10, count)`: chosen by index, not by beauty."""
+    firsts = [torch.nonzero(labels == digit)[:, 0] for digit in range(10)]
+    return torch.stack([index[torch.arange(count, device=index.device) % len(index)] for index in firsts])
+
+
+def save_curves(folder: Path, panels: Sequence[Sequence[str]]) -> None:
+    """Draw `curves.png` from `log.jsonl`: a panel for each group of names that have a unit in common."""
+    history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained")
+    for axis, names in zip(axes[0], panels, strict=True):
+        for name in names:
+            axis.plot(
+                [line["epoch"] for line in history], [line[name] for line in history], ".-", label=name.replace("_", " ")
+            )
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    runs.write(folder / "curves.png", lambda path: figure.savefig(path, dpi=110))
+    plt.close(figure)
+
+
+def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> None:
+    """`soundscapes.png`: each image above its log-mel as the network hears it; `soundscapes.wav`: the same, one after
+    another, with half a second of silence between.
+
+    Args:
+        images: `(N, H, W)` uint8.
+        labels: `(N,)`, for the titles.
+    """
+    with torch.no_grad():
+        sounds = ear.translator(images)
+        logmels = ear.hear(sounds)[:, 0].cpu()
+    seconds = ear.frames * HOP / SAMPLE_RATE
+    figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.4), layout="constrained", squeeze=False)
+    for column, (image, label) in enumerate(zip(images.cpu(), labels.tolist(), strict=True)):
+        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(str(label))
+        axes[0, column].axis("off")
+        shown = axes[1, column].imshow(
+            logmels[column].T, origin="lower", aspect="auto", cmap="magma", vmin=-4.6, vmax=3, extent=(0, seconds, 0, 64)
+        )
+        axes[1, column].axvline(ear.encoding.seconds, color="white", linewidth=0.6)
+        axes[1, column].set_xlabel("s")
+        if column:
+            axes[1, column].set_yticks([])
+    axes[1, 0].set_ylabel("mel band")
+    figure.colorbar(shown, ax=axes[1], label="ln magnitude")
+    runs.write(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
+    plt.close(figure)
+    gap = int(0.5 * ear.encoding.sample_rate)
+    wave = F.pad(sounds, (0, gap)).flatten().cpu().numpy()
+    runs.write(folder / "soundscapes.wav", lambda path: soundfile.write(path, wave, ear.encoding.sample_rate, "PCM_16"))

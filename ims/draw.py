@@ -1,0 +1,130 @@
+"""The README's pictures, from what the stages left in `results/`.
+
+    python -m ims.draw                          # the folders train_all_published and train_all in results/
+    python -m ims.draw --results other/results
+
+Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
+sound-consistent, the first test digit of each class), epochs.png (what the judge says over the epochs), soundscapes.png
+and samples.png. Every digit is chosen by its index, none by its beauty.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+from PIL import Image
+
+import data
+import figures
+import runs
+import train_all
+from vggish import HOP, SAMPLE_RATE
+
+IMS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Config:
+    results: Path = Path("results")
+    published: str = "train_all_published"  # the run with the published objective
+    consistent: str = "train_all"  # the run with the sound-consistent one
+    out: Path = IMS
+    data_root: Path = field(default_factory=data.default_root)
+
+
+def main(config: Config) -> None:
+    names = {"published objective": config.published, "sound-consistent": config.consistent}
+    models = {title: train_all.load_model(config.results / name / "checkpoint.pt") for title, name in names.items()}
+    dataset = models["sound-consistent"][3]
+    test = data.load_heard(dataset, "test", config.data_root, "cpu")
+    shown = figures.per_class(test.labels, 1)[:, 0]
+    digits = data.Digits(test.images[shown], test.labels[shown])
+    rows = {"heard": data.as_seen(digits.images)}
+    for title, (ear, network, generator, _) in models.items():
+        rows[title] = train_all.imagine(ear, network, generator, digits)[0]
+    draw_rows(config.out / "imagined.png", rows)
+    draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[3:4], rows["sound-consistent"][3])
+    draw_epochs(config.out / "epochs.png", {title: config.results / name / "log.jsonl" for title, name in names.items()})
+    soundscapes = config.results / "train_vggish" / "soundscapes.png"
+    runs.write(config.out / "soundscapes.png", lambda path: shutil.copyfile(soundscapes, path))
+    samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
+    runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
+
+
+def draw_rows(path: Path, rows: dict[str, torch.Tensor]) -> None:
+    """A row for each title, `(10, 1, 64, 64)` images in [-1, 1] in it."""
+    figure, axes = plt.subplots(len(rows), 10, figsize=(10, 1.15 * len(rows)), layout="constrained")
+    for axis_row, (title, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(axis_row, images, strict=True):
+            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
+    save(path, figure)
+
+
+def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch.Tensor) -> None:
+    """The whole model on one test digit: `(1, 28, 28)` uint8, and `(1, 64, 64)` in [-1, 1] imagined from its sound."""
+    ear, network, _, _ = model
+    with torch.no_grad():
+        sound = ear.translator(image)
+        logmel = ear.hear(sound)
+        embedding = network.embed(logmel)
+    figure, axes = plt.subplots(1, 5, figsize=(13, 2.7), width_ratios=(1, 1.5, 1.3, 0.8, 1), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.25)
+    axes[0].imshow(image[0], cmap="gray", vmin=0, vmax=255)
+    axes[0].set_title("an image")
+    seconds = torch.arange(sound.shape[1]) / ear.encoding.sample_rate
+    axes[1].plot(seconds, sound[0], linewidth=0.2, color="black")
+    axes[1].set(title="its soundscape: the vOICe", xlabel="s", ylim=(-1, 1), yticks=(-1, 0, 1))
+    extent = (0, ear.frames * HOP / SAMPLE_RATE, 0, 64)
+    axes[2].imshow(logmel[0, 0].T, origin="lower", aspect="auto", cmap="magma", vmin=-4.6, vmax=3, extent=extent)
+    axes[2].set(title="what VGGish hears: a log-mel", xlabel="s", yticks=())
+    axes[3].imshow(embedding.reshape(10, 10), cmap="coolwarm", vmin=-3, vmax=3)
+    axes[3].set_title("100 numbers")
+    axes[4].imshow(imagined[0], cmap="gray", vmin=-1, vmax=1)
+    axes[4].set_title("what the DCGAN imagines")
+    for axis in (axes[0], axes[3], axes[4]):
+        axis.set_xticks([])
+        axis.set_yticks([])
+    for axis in axes[1:]:
+        axis.annotate("→", (0, 0.5), (-0.02, 0.5), xycoords="axes fraction", fontsize=16, ha="right", va="center",
+                      annotation_clip=False)  # fmt: skip
+    save(path, figure)
+
+
+def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
+    """What the training classifier and the judge read right, and what finds its source, over the epochs."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
+    panels = {
+        "accuracy": "read right by the classifier\nthat is to be pleased",
+        "judge_accuracy": "read right by the judge",
+        "retrieval": "finds its source among 1,000",
+    }
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for label, log in logs.items():
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            axis.plot([line["epoch"] for line in lines], [line[f"validation_{name}"] for line in lines], ".-", label=label)
+        axis.set(title=title, xlabel="epoch", ylim=(-0.02, 1.02))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("share of the validation part")
+    axes[0].legend()
+    save(path, figure)
+
+
+def save(path: Path, figure: plt.Figure) -> None:
+    runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
+    plt.close(figure)
+
+
+def save_small(grid: Path, path: Path) -> None:
+    """Ten by ten samples, in 256 grey levels."""
+    Image.open(grid).convert("L").save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    runs.command_line(Config, main, __doc__)

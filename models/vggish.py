@@ -1,0 +1,62 @@
+"""The audio network: the published variant of VGGish, which hears a log-mel.
+
+Source: S. Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017, as changed by Hu et al.,
+CVPR 2019: fully connected layers of 1024 and 100, a BatchNorm without parameters as the embedding, and a classifier
+behind it. With a ReLU after every convolution, as in the original. The convolutions are laid out as in
+github.com/harritaylor/torchvggish, so that the released weights fit.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class VGGish(nn.Module):
+    """Log-mels -> an embedding that is distributed like the noise a generator grew up with, and its class.
+
+    Args:
+        frames: of the log-mels, a multiple of 16. Published: 96.
+        width: channels of the first convolution. Published: 64.
+        classes: of the classifier on top.
+    """
+
+    embedding_size = 100
+
+    def __init__(self, frames: int = 112, width: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.width = w = width
+        self.features = nn.Sequential(  # 1 x frames x 64
+            nn.Conv2d(1, w, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2),  # w x frames/2 x 32
+            nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2),  # 2w x frames/4 x 16
+            nn.Conv2d(2 * w, 4 * w, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(4 * w, 4 * w, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2),  # 4w x frames/8 x 8
+            nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(8 * w, 8 * w, 3, padding=1), nn.ReLU(),
+            nn.MaxPool2d(2),  # 8w x frames/16 x 4
+        )  # fmt: skip
+        self.embedding = nn.Sequential(
+            nn.Linear(frames // 16 * 4 * 8 * w, 1024), nn.ReLU(), nn.Dropout(0.5),  # 1024
+            nn.Linear(1024, self.embedding_size),  # 100
+            # Without parameters, so that every dimension of the embedding has mean 0 and variance 1 over a batch, like
+            # the noise that drove the generator: it is what lets a sound take the place of that noise.
+            nn.BatchNorm1d(self.embedding_size, affine=False),  # 100
+        )  # fmt: skip
+        self.classifier = nn.Sequential(
+            nn.Linear(self.embedding_size, 1024), nn.ReLU(), nn.Dropout(0.5),  # 1024
+            nn.Linear(1024, classes),  # classes
+        )  # fmt: skip
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def embed(self, logmels: Tensor) -> Tensor:
+        """`(B, 1, frames, 64)` log-mels -> `(B, 100)` embeddings of mean 0 and variance 1."""
+        maps = self.features(logmels.contiguous(memory_format=torch.channels_last))
+        return self.embedding(maps.permute(0, 2, 3, 1).flatten(1)).float()  # flattened as time, band, channel
+
+    def forward(self, logmels: Tensor) -> Tensor:
+        """`(B, 1, frames, 64)` log-mels -> `(B, classes)` logits."""
+        return self.classifier(self.embed(logmels)).float()

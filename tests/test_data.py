@@ -1,0 +1,368 @@
+"""The data sets: those that need no download, those in torchvision's files, written here, and the real ones if present."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+import data
+from data import Digits, load_heard, load_remembered
+from runs import UserError
+
+PARTS = ("train", "validation", "test")
+NOWHERE = Path("no download is needed")
+
+
+def as_rows(digits: Digits) -> list[bytes]:
+    """Each image as bytes, to tell images apart."""
+    return [image.numpy().tobytes() for image in digits.images]
+
+
+# The digits that need no download.
+
+
+@pytest.fixture(scope="module")
+def handwritten() -> dict[str, Digits]:
+    return {part: load_heard("handwritten", part, NOWHERE, "cpu") for part in PARTS}
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, Digits]:
+    return {part: load_remembered("printed", part, NOWHERE, "cpu") for part in ("train", "validation")}
+
+
+def check(digits: Digits, count: int) -> None:
+    assert digits.images.shape == (count, 28, 28)
+    assert digits.images.dtype == torch.uint8
+    assert digits.labels.shape == (count,)
+    assert digits.labels.dtype == torch.int64
+    assert digits.labels.unique().tolist() == list(range(10))
+    # White on black, using the whole range: strokes are bright, and most of an image is not.
+    assert digits.images.max() == 255
+    assert digits.images.median() == 0
+    assert digits.images.flatten(1).max(1).values.min() > 100
+
+
+@pytest.mark.parametrize(("part", "count"), [("train", 1257), ("validation", 180), ("test", 360)])
+def test_handwritten_digits(handwritten: dict[str, Digits], part: str, count: int) -> None:
+    check(handwritten[part], count)
+    edge = handwritten[part].images.clone()
+    edge[:, 4:24, 4:24] = 0
+    assert not edge.any()  # 20 x 20 in the middle of 28 x 28, as in MNIST
+
+
+@pytest.mark.parametrize(("part", "count"), [("train", 7200), ("validation", 800)])
+def test_printed_digits(printed: dict[str, Digits], part: str, count: int) -> None:
+    check(printed[part], count)
+    # 800 of each class, of which a tenth is drawn to validate: 80 with a deviation of 8.
+    assert (printed[part].labels.bincount() - count // 10).abs().max() < 40
+
+
+@pytest.mark.parametrize("sets", ["handwritten", "printed"])
+def test_parts_are_disjoint(sets: str, request: pytest.FixtureRequest) -> None:
+    parts = [set(as_rows(digits)) for digits in request.getfixturevalue(sets).values()]
+    assert len(set.union(*parts)) == sum(len(part) for part in parts)
+
+
+def test_the_labels_belong_to_the_images(handwritten: dict[str, Digits], printed: dict[str, Digits]) -> None:
+    """The nearest mean image of the training part names most of the validation part."""
+    for sets in (handwritten, printed):
+        train, validation = sets["train"], sets["validation"]
+        means = torch.stack([train.images[train.labels == digit].float().mean(0) for digit in range(10)])
+        nearest = torch.cdist(validation.images.flatten(1).float(), means.flatten(1)).argmin(1)
+        assert (nearest == validation.labels).float().mean() > 0.5  # 0.1 by chance
+
+
+def test_heard_and_remembered_share_no_image_and_the_same_orientation(
+    handwritten: dict[str, Digits], printed: dict[str, Digits]
+) -> None:
+    """The mean printed digit looks like the mean handwritten one, and less so when it is transposed."""
+    assert not set(as_rows(handwritten["train"])) & set(as_rows(printed["train"]))
+    for digit in (2, 4, 7):  # those that change most when transposed
+        heard, seen = (
+            sets["train"].images[sets["train"].labels == digit].float().mean(0) for sets in (handwritten, printed)
+        )
+        assert alike(heard, seen) > alike(heard, seen.T) + 0.1
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+def test_loading_twice_gives_the_same_and_draws_no_random_number(
+    handwritten: dict[str, Digits], printed: dict[str, Digits]
+) -> None:
+    """Whatever the state of the global generators, which are left as they were."""
+    torch.manual_seed(123)
+    np.random.seed(123)
+    state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for first, second in [
+        (handwritten["test"], load_heard("handwritten", "test", NOWHERE, "cpu")),
+        (printed["validation"], load_remembered("printed", "validation", NOWHERE, "cpu")),
+    ]:
+        assert first.images.equal(second.images)
+        assert first.labels.equal(second.labels)
+    assert torch.get_rng_state().equal(state)
+    assert (np.random.get_state()[1] == numpys).all()
+
+
+def test_as_seen_is_64_by_64_in_minus_one_to_one(handwritten: dict[str, Digits]) -> None:
+    seen = data.as_seen(handwritten["test"].images[:50])
+    assert seen.shape == (50, 1, 64, 64)
+    assert seen.dtype == torch.float32
+    assert seen.min() == -1
+    assert 0.9 < seen.max() <= 1
+    for grey, value in ((0, -1.0), (255, 1.0), (51, -0.6)):
+        assert data.as_seen(torch.full((1, 28, 28), grey, dtype=torch.uint8)).allclose(torch.tensor(value))
+
+
+def test_as_seen_keeps_the_image_upright() -> None:
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    image[0, 3, 20] = 255  # 28 -> 64: its centre goes to (3.5, 20.5) * 64 / 28 = (8.0, 46.9)
+    row, column = divmod(data.as_seen(image).argmax().item(), 64)
+    assert row in (7, 8)
+    assert column in (46, 47)
+
+
+# torchvision's files, written here.
+
+
+def write_idx(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """The format of MNIST: a magic number, the sizes, all big-endian, and then bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(">IIII", 2051, *images.shape)
+    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.astype(np.uint8).tobytes())
+    head = struct.pack(">II", 2049, len(labels))
+    (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels.astype(np.uint8).tobytes())
+
+
+def numbered(count: int, first: int = 0) -> np.ndarray:
+    """Images that carry their number in the top right corner, which transposing would move."""
+    images = np.zeros((count, 28, 28))
+    images[:, 0, 27] = np.arange(first, first + count)
+    return images
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """A root with an MNIST of 20 training and 4 test images."""
+    write_idx(tmp_path / "MNIST" / "raw", "train", numbered(20), np.arange(20) % 10)
+    write_idx(tmp_path / "MNIST" / "raw", "t10k", numbered(4, first=100), np.arange(4))
+    return tmp_path
+
+
+def emnist(root: Path, split: str, count: int, classes: int, file: str = "train") -> Path:
+    """A root with an EMNIST, whose images are stored transposed, as the official ones are."""
+    images = numbered(count).transpose(0, 2, 1)
+    write_idx(root / "EMNIST" / "raw", f"emnist-{split}-{file}", images, np.arange(count) % classes)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise URLError("no network in the tests")
+
+    monkeypatch.setattr(datasets.MNIST, "download", refuse)
+    monkeypatch.setattr(datasets.EMNIST, "download", refuse)
+
+
+def test_mnist_parts(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation part is the end of the training file; the test file is another."""
+    assert data.VALIDATION == 5000
+    monkeypatch.setattr(data, "VALIDATION", 6)
+    parts = {part: load_heard("mnist", part, mnist, "cpu") for part in PARTS}
+    numbers = {part: digits.images[:, 0, 27].tolist() for part, digits in parts.items()}
+    assert numbers == {
+        "train": list(range(14)),
+        "validation": list(range(14, 20)),
+        "test": [100, 101, 102, 103],
+    }
+    for part, digits in parts.items():
+        assert digits.images.dtype == torch.uint8
+        assert digits.labels.tolist() == [number % 100 % 10 for number in numbers[part]]
+
+
+def test_mnist_is_not_transposed(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "VALIDATION", 6)
+    images = load_heard("mnist", "train", mnist, "cpu").images
+    assert images[3].count_nonzero() == 1
+    assert images[3, 0, 27] == 3
+
+
+@pytest.mark.parametrize("file", ["train", "test"])
+def test_emnist_is_transposed_back(tmp_path: Path, file: str) -> None:
+    """And is split into nine tenths and one, with all images in one of them, each with its label."""
+    root = emnist(tmp_path, "mnist", 40, 10, file)
+    parts = {part: load_remembered("emnist", part, root, "cpu", file=file) for part in ("train", "validation")}
+    assert {part: len(digits.labels) for part, digits in parts.items()} == {"train": 36, "validation": 4}
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts.values(), strict=True))
+    numbers = images[:, 0, 27]
+    assert sorted(numbers.tolist()) == list(range(40))
+    assert labels.equal(numbers.long() % 10)
+    images[:, 0, 27] = 0
+    assert not images.any()
+
+
+def test_emnist_parts_are_the_same_each_time(tmp_path: Path) -> None:
+    root = emnist(tmp_path, "mnist", 40, 10)
+    first = load_remembered("emnist", "validation", root, "cpu")
+    torch.manual_seed(99)
+    assert load_remembered("emnist", "validation", root, "cpu").images.equal(first.images)
+
+
+def test_digits_only_leaves_out_the_letters(tmp_path: Path) -> None:
+    root = emnist(tmp_path, "byclass", 124, 62)
+
+    def labels(digits_only: bool) -> list[int]:
+        parts = [
+            load_remembered("emnist", part, root, "cpu", split="byclass", digits_only=digits_only)
+            for part in ("train", "validation")
+        ]
+        return sorted(torch.cat([digits.labels for digits in parts]).tolist())
+
+    assert labels(digits_only=True) == sorted(2 * list(range(10)))
+    assert labels(digits_only=False) == sorted(2 * list(range(62)))
+
+
+def test_letters_hold_no_digits(tmp_path: Path) -> None:
+    """The labels of 'letters' begin at 1 for A, so that some of them look like digits."""
+    root = emnist(tmp_path, "letters", 52, 26)
+    with pytest.raises(UserError, match="'letters' holds no digits; give --no-digits-only"):
+        load_remembered("emnist", "train", root, "cpu", split="letters")
+    assert len(load_remembered("emnist", "train", root, "cpu", split="letters", digits_only=False).labels) == 47
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="EMNIST has no split 'digit'; give one of byclass, .*, digits, mnist"):
+        load_remembered("emnist", "train", tmp_path, "cpu", split="digit")
+
+
+# Damaged and missing files.
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"<html>404 Not Found</html>" * 40)
+
+
+def shorten(path: Path) -> None:
+    """A whole file, of fewer images than there are labels."""
+    write_idx(path.parent, "other", numbered(3), np.arange(3))
+    path.write_bytes((path.parent / "other-images-idx3-ubyte").read_bytes())
+
+
+def resize(path: Path) -> None:
+    """A whole file, of images of another size."""
+    write_idx(path.parent, "other", np.zeros((20, 20, 20)), np.arange(20))
+    path.write_bytes((path.parent / "other-images-idx3-ubyte").read_bytes())
+
+
+DAMAGES = [truncate, empty, overwrite, shorten, resize]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_mnist_is_refused(mnist: Path, damage: Callable[[Path], None]) -> None:
+    damage(mnist / "MNIST" / "raw" / "train-images-idx3-ubyte")
+    with pytest.raises(UserError, match=r"MNIST.raw holds damaged files; delete them, .* train-images-idx3-ubyte"):
+        load_heard("mnist", "train", mnist, "cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_emnist_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    root = emnist(tmp_path, "mnist", 20, 10)
+    damage(root / "EMNIST" / "raw" / "emnist-mnist-train-images-idx3-ubyte")
+    with pytest.raises(UserError, match=r"EMNIST.raw holds damaged files; .* emnist-mnist-train-images-idx3-ubyte"):
+        load_remembered("emnist", "train", root, "cpu")
+
+
+def test_damaged_labels_are_refused(mnist: Path) -> None:
+    path = mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"holds damaged files; .* t10k-labels-idx1-ubyte"):
+        load_heard("mnist", "test", mnist, "cpu")
+
+
+@pytest.mark.parametrize("missing", ["all", "t10k-labels-idx1-ubyte"])
+def test_a_missing_mnist_without_a_network_names_folder_and_files(
+    mnist: Path, tmp_path_factory: pytest.TempPathFactory, missing: str
+) -> None:
+    root = mnist
+    if missing == "all":
+        root = tmp_path_factory.mktemp("empty")
+    else:
+        (mnist / "MNIST" / "raw" / missing).unlink()
+    with pytest.raises(UserError, match="MNIST is not in .* and cannot be downloaded") as refusal:
+        load_heard("mnist", "train", root, "cpu")
+    message = str(refusal.value)
+    assert str(root / "MNIST" / "raw") in message
+    for prefix in ("train", "t10k"):
+        assert f"{prefix}-images-idx3-ubyte" in message
+        assert f"{prefix}-labels-idx1-ubyte" in message
+    assert "--data-root or LISTEN_DATA" in message
+
+
+@pytest.mark.parametrize(("split", "file"), [("mnist", "train"), ("byclass", "test")])
+def test_a_missing_emnist_without_a_network_names_folder_and_files(tmp_path: Path, split: str, file: str) -> None:
+    with pytest.raises(UserError, match="EMNIST is not in .* and cannot be downloaded") as refusal:
+        load_remembered("emnist", "train", tmp_path, "cpu", split=split, file=file)
+    message = str(refusal.value)
+    assert str(tmp_path / "EMNIST" / "raw") in message
+    assert f"emnist-{split}-{file}-images-idx3-ubyte, emnist-{split}-{file}-labels-idx1-ubyte" in message
+
+
+def test_what_is_missing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.EMNIST, "download", lambda self: emnist(tmp_path, "mnist", 20, 10))
+    assert len(load_remembered("emnist", "train", tmp_path, "cpu").labels) == 18
+
+
+def test_listen_data_decides_where_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_DATA", str(tmp_path))
+    assert data.default_root() == tmp_path
+    for unset in (lambda: monkeypatch.setenv("LISTEN_DATA", ""), lambda: monkeypatch.delenv("LISTEN_DATA")):
+        unset()
+        assert data.default_root() == Path(data.__file__).parent
+
+
+# The real data, where they are.
+
+
+def real(file: str) -> Path:
+    """The root that holds `file`: the default one, or `shared/data` beside the repository; else the test is skipped."""
+    roots = (data.default_root(), Path(__file__).parents[2] / "shared" / "data")
+    for root in roots:
+        if (root / file).is_file():
+            return root
+    pytest.skip(f"needs the real {file}, in $LISTEN_DATA, data/ or ../shared/data")
+
+
+def test_the_real_mnist() -> None:
+    root = real("MNIST/raw/train-images-idx3-ubyte")
+    parts = {part: load_heard("mnist", part, root, "cpu") for part in PARTS}
+    assert [len(parts[part].labels) for part in PARTS] == [55000, 5000, 10000]
+    assert parts["train"].labels[0] == 5  # the first image that anyone sees of MNIST
+    check(parts["train"], 55000)
+
+
+def test_the_real_emnist_is_upright() -> None:
+    """Its digits of byclass are as many as its authors say, and look like MNIST's, and less so when transposed."""
+    root = real("EMNIST/raw/emnist-byclass-test-images-idx3-ubyte")
+    parts = [load_remembered("emnist", part, root, "cpu", split="byclass", file="test") for part in ("train", "validation")]
+    assert sum(len(part.labels) for part in parts) == 57918
+    assert parts[0].labels.unique().tolist() == list(range(10))
+    mnist = load_heard("mnist", "test", real("MNIST/raw/t10k-images-idx3-ubyte"), "cpu")
+    for digit in (2, 4, 7):
+        heard, seen = (part.images[part.labels == digit].float().mean(0) for part in (mnist, parts[0]))
+        assert alike(heard, seen) > alike(heard, seen.T) + 0.1

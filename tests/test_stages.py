@@ -1,0 +1,379 @@
+"""The four stages: through their command lines, what they leave behind, resuming, what is frozen, and what they refuse."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import CHAIN, script
+from PIL import Image
+from torch import Tensor
+
+import data
+import emnist_dcgan
+import figures
+import mnist_classify_train
+import ratings
+import runs
+import train_all
+import train_vggish
+from models.vggish import VGGish
+from vggish import Ear
+from voice_translator import Encoding
+
+SMALL = {"images_per_epoch": 96, "batch": 32, "device": "cpu"}
+STAGES = [
+    (train_vggish, {"dataset": "handwritten", "width": 4, "epochs": 2}),
+    (mnist_classify_train, {"dataset": "handwritten", "epochs": 2, "judge_epochs": 1}),
+    (emnist_dcgan, {"dataset": "printed", "width": 4, "epochs": 2}),
+    (train_all, {"epochs": 2, "sound_consistency": 1.0}),
+]
+by_name = pytest.mark.parametrize(("stage", "settings"), STAGES, ids=[stage.__name__ for stage, _ in STAGES])
+
+
+def config(stage: object, settings: dict, results: Path, **more: object) -> object:
+    return stage.Config(**{**SMALL, **settings, "results": results, **more})
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    networks = torch.load(path, weights_only=True)["networks"]
+    return {f"{name}.{key}": value for name, state in networks.items() for key, value in state.items()}
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+# -- what a run leaves behind ------------------------------------------------------------------------------------------
+
+
+def test_every_stage_leaves_its_record_and_its_pictures(chain: Path) -> None:
+    for name in [*(Path(s).stem for s in CHAIN), "judge"]:
+        folder = chain / name
+        assert {"checkpoint.pt", "metrics.json", "log.jsonl", "curves.png"} <= {path.name for path in folder.iterdir()}
+        assert not (folder / "last.pt").exists()  # only needed for --resume
+        assert not list(folder.glob(".*"))  # nothing half-written
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["stage"] == name
+        assert metrics["seconds"] > 0
+        assert {"seed", "machine", "versions", "config", "revision", "epoch"} <= metrics.keys()
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert checkpoint["config"] == metrics["config"]
+        epochs = [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert epochs == list(range(1, len(epochs) + 1))
+    for path in chain.rglob("*.png"):
+        Image.open(path).verify()
+
+
+def test_metrics_are_fractions(chain: Path) -> None:
+    metrics = {name: json.loads((chain / name / "metrics.json").read_text()) for name in ("train_vggish", "train_all")}
+    assert 0 <= metrics["train_vggish"]["test_accuracy"] <= 1
+    for name in ("test_accuracy", "judge_accuracy", "judge_accuracy_worst", "retrieval"):
+        assert 0 <= metrics["train_all"][name] <= 1
+    assert -1 <= metrics["train_all"]["correlation"] <= 1
+    assert metrics["train_all"]["frechet_distance"] > 0
+    assert json.loads((chain / "emnist_dcgan" / "metrics.json").read_text())["frechet_distance"] > 0
+
+
+def test_stage_three_leaves_a_grid_for_every_epoch(chain: Path) -> None:
+    assert [path.name for path in sorted(chain.glob("train_all/imagined_*.png"))] == ["imagined_001.png", "imagined_002.png"]
+    width, height = Image.open(chain / "train_all.png").size
+    assert (width, height) == (16 * 66 + 2, 10 * 66 + 2)  # a row per class, eight pairs in it, two pixels between
+
+
+def test_the_soundscapes_are_the_translators_own(chain: Path) -> None:
+    wave, rate = soundfile.read(chain / "train_vggish" / "soundscapes.wav")
+    digits = data.load_heard("handwritten", "test", Path(), "cpu")
+    first = Ear(Encoding()).translator(digits.images[digits.labels == 0][:1])[0]
+    assert rate == 16000
+    assert len(wave) == 10 * (16800 + 8000)
+    torch.testing.assert_close(torch.from_numpy(wave[:16800]).float(), first, atol=1 / 32768, rtol=0)
+
+
+def test_the_encoding_and_the_frames_travel_in_the_checkpoint(results: Path) -> None:
+    odd = Encoding(curve="linear", seconds=0.5)
+    train_vggish.main(config(*STAGES[0], results, encoding=odd, frames=32, epochs=1))
+    metrics = train_all.main(config(*STAGES[3], results, epochs=1))
+    kept = torch.load(results / "train_all" / "checkpoint.pt", weights_only=True)["config"]
+    assert kept["encoding"] == dataclasses.asdict(odd)
+    assert kept["frames"] == 32
+    assert metrics["judge_accuracy"] >= 0
+
+
+# -- the same again ----------------------------------------------------------------------------------------------------
+
+
+@by_name
+def test_a_resumed_run_ends_as_an_undisturbed_one(
+    stage: object, settings: dict, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = stage.main(config(stage, settings, results))
+    finished = tmp_path / "undisturbed"
+    (results / stage.__name__).rename(finished)
+
+    curves = figures.save_curves
+    monkeypatch.setattr(figures, "save_curves", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(config(stage, settings, results))
+    monkeypatch.setattr(figures, "save_curves", curves)
+    assert len((results / stage.__name__ / "log.jsonl").read_text().splitlines()) == 1
+    torch.rand(7)  # whatever was drawn in between
+
+    assert stage.main(config(stage, settings, results, resume=True)) == pytest.approx(_without_seconds(undisturbed), abs=0)
+    assert_equal_weights(results / stage.__name__ / "checkpoint.pt", finished / "checkpoint.pt")
+
+
+def _without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "seconds"}
+
+
+def test_another_seed_gives_other_weights(results: Path) -> None:
+    train_vggish.main(config(*STAGES[0], results, epochs=1))
+    train_vggish.main(config(*STAGES[0], results, epochs=1, seed=1))
+    one, other = (weights(results / name / "checkpoint.pt") for name in ("train_vggish.before", "train_vggish"))
+    assert not torch.equal(one["vggish.features.0.weight"], other["vggish.features.0.weight"])
+
+
+def test_a_complete_run_is_kept_when_another_takes_its_place(results: Path) -> None:
+    before = (results / "train_vggish" / "metrics.json").read_text()
+    train_vggish.main(config(*STAGES[0], results, epochs=1))
+    assert (results / "train_vggish.before" / "metrics.json").read_text() == before
+    assert (results / "train_vggish" / "metrics.json").read_text() != before
+
+
+# -- honesty -----------------------------------------------------------------------------------------------------------
+
+
+@by_name
+def test_the_test_set_is_touched_once_at_the_end(
+    stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    load, end_epoch = data.load_heard, runs.Run.end_epoch
+    monkeypatch.setattr(data, "load_heard", lambda name, part, *rest: (calls.append(part), load(name, part, *rest))[1])
+    monkeypatch.setattr(runs.Run, "end_epoch", lambda run, *rest: (calls.append(run.stage), end_epoch(run, *rest))[1])
+    stage.main(config(stage, settings, results))
+    expected = {train_vggish: 1, mnist_classify_train: 2, emnist_dcgan: 0, train_all: 1}[stage]  # two: classifier, judge
+    assert calls.count("test") == expected
+    if expected == 1:
+        assert calls[-1] == "test"
+
+
+def test_what_is_frozen_in_stage_three_does_not_move(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, object] = {}
+    load_memory, load_judge = train_all.load_memory, ratings.load_judge
+
+    def memory(*args: object) -> tuple:
+        kept["generator"], kept["classifier"] = load_memory(*args)
+        return kept["generator"], kept["classifier"]
+
+    def judge(*args: object) -> object:
+        kept["judge"] = load_judge(*args)
+        return kept["judge"]
+
+    monkeypatch.setattr(train_all, "load_memory", memory)
+    monkeypatch.setattr(ratings, "load_judge", judge)
+    train_all.main(config(*STAGES[3], results, epochs=2, joint_epochs=1, joint_learning_rate=1e-2))
+    for name, folder in (("classifier", "mnist_classify_train"), ("judge", "judge")):
+        stored = torch.load(results / folder / "checkpoint.pt", weights_only=True)["networks"][name]
+        assert all(torch.equal(value, stored[key]) for key, value in kept[name].state_dict().items()), name
+        assert not kept[name].training
+        assert all(parameter.grad is None for parameter in kept[name].parameters())
+    stored = torch.load(results / "emnist_dcgan" / "checkpoint.pt", weights_only=True)["networks"]["generator"]
+    moved = {key for key, value in kept["generator"].state_dict().items() if not torch.equal(value, stored[key])}
+    assert not kept["generator"].training
+    assert {key for key in moved if "running" in key or "tracked" in key} == set()
+    # The best epoch was loaded at the end: what moved is what the joint epoch trained, or nothing.
+    assert moved <= {name for name, _ in kept["generator"].named_parameters()}
+
+
+def test_the_generator_learns_in_the_joint_epochs_only(results: Path) -> None:
+    stored = weights(results / "emnist_dcgan" / "checkpoint.pt")["generator.layers.0.weight"]
+    for joint_epochs in (0, 1):
+        train_all.main(config(*STAGES[3], results, epochs=1, joint_epochs=joint_epochs))
+        now = weights(results / "train_all" / "checkpoint.pt")["generator.layers.0.weight"]
+        assert torch.equal(now, stored) == (joint_epochs == 0)
+
+
+def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_all.main(config(*STAGES[3], results))
+    expected = weights(results / "train_all" / "checkpoint.pt")
+    rate = ratings.rate
+    monkeypatch.setattr(ratings, "rate", lambda *args: {key: -value for key, value in rate(*args).items()})
+    train_all.main(config(*STAGES[3], results))
+    assert all(torch.equal(value, expected[key]) for key, value in weights(results / "train_all" / "checkpoint.pt").items())
+
+
+def test_the_two_objectives_differ(results: Path) -> None:
+    for weight in (0.0, 1.0):
+        train_all.main(config(*STAGES[3], results, sound_consistency=weight, name=f"weight_{weight:.0f}"))
+    one, other = (weights(results / name / "checkpoint.pt") for name in ("weight_0", "weight_1"))
+    assert not torch.equal(one["vggish.features.0.weight"], other["vggish.features.0.weight"])
+
+
+def test_sound_distance_is_zero_for_the_heard_image_and_leads_back_to_it() -> None:
+    ear = Ear(Encoding())
+    images = data.load_heard("handwritten", "train", Path(), "cpu").images[:4]
+    heard = ear(images)
+    imagined = (images[:, None].float() / 127.5 - 1).requires_grad_()
+    assert train_all.sound_distance(ear, imagined, heard).item() < 1e-4
+    blurred = (0.9 * imagined.detach() - 0.1).requires_grad_()
+    start = train_all.sound_distance(ear, blurred, heard)
+    start.backward()
+    step = blurred.detach() - 0.5 * blurred.grad / blurred.grad.abs().max()
+    assert train_all.sound_distance(ear, step, heard) < start
+
+
+# -- they learn something ----------------------------------------------------------------------------------------------
+
+
+def test_stage_one_learns_to_hear(tmp_path: Path) -> None:
+    settings = {"width": 4, "epochs": 5, "images_per_epoch": None, "learning_rate": 3e-3, "late_epoch": 5}
+    metrics = train_vggish.main(config(train_vggish, {"dataset": "handwritten", **settings}, tmp_path))
+    assert metrics["test_accuracy"] > 0.6  # chance is 0.1
+
+
+def test_stage_two_learns_to_read(tmp_path: Path) -> None:
+    settings = {"epochs": 4, "judge_epochs": 4, "images_per_epoch": None, "learning_rate": 0.01}
+    metrics = mnist_classify_train.main(config(mnist_classify_train, {"dataset": "handwritten", **settings}, tmp_path))
+    assert metrics["test_accuracy"] > 0.6
+    assert runs.read_metrics(tmp_path / "judge")["test_accuracy"] > 0.6
+
+
+def test_the_generator_comes_nearer_to_real_digits(results: Path) -> None:
+    emnist_dcgan.main(config(*STAGES[2], results, epochs=3, images_per_epoch=640, width=8))
+    lines = [json.loads(line) for line in (results / "emnist_dcgan" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["frechet_distance"] < 0.8 * lines[0]["frechet_distance"]
+
+
+def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
+    torch.manual_seed(0)
+    images = -torch.ones(64, 1, 32, 32)
+    images[:, :, 12:20, 8:24] = 1
+    assert torch.equal(mnist_classify_train.random_affine(images, 0.0), images)
+    turned = mnist_classify_train.random_affine(images, 180.0)
+    assert len({tuple(image.flatten().tolist()) for image in turned}) == 64
+    assert turned.min() == -1
+    mass, before = (turned + 1).sum((1, 2, 3)), (images + 1).sum((1, 2, 3))
+    torch.testing.assert_close(mass, before, rtol=0.05, atol=0)  # a rotation keeps the ink
+    scaled = (mnist_classify_train.random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
+    assert scaled.min() < 0.75
+    assert scaled.max() > 1.4
+
+
+# -- what they refuse --------------------------------------------------------------------------------------------------
+
+
+def refused(name: str, *flags: str) -> str:
+    done = script(name, *flags)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr
+
+
+def test_a_mistake_at_the_command_line_is_one_sentence_and_exit_code_2(results: Path, tmp_path: Path) -> None:
+    assert "run train_vggish.py" in refused("train_all.py", "--results", str(tmp_path / "empty"), "--device", "cpu")
+    other = refused("train_all.py", *CHAIN["train_all.py"], "--results", str(results), "--encoding.curve", "linear")
+    assert "learned another encoding (curve exponential, not linear)" in other
+    impossible = refused("train_vggish.py", "--encoding.highest-hz", "9000", "--dataset", "handwritten")
+    assert "Nyquist" in impossible
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(runs.UserError, match="--device cuda was demanded, but PyTorch sees no such GPU"):
+        train_vggish.main(config(*STAGES[0], tmp_path, device="cuda"))
+
+
+@by_name
+def test_a_results_folder_that_cannot_be_written_is_refused(stage: object, settings: dict, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(runs.UserError, match="cannot be written|is missing; run"):
+        stage.main(config(stage, settings, tmp_path / "file" / "results"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("train_vggish", "train_vggish.py"),
+        ("mnist_classify_train", "mnist_classify_train.py"),
+        ("emnist_dcgan", "emnist_dcgan.py"),
+        ("judge", "mnist_classify_train.py"),
+    ],
+)
+def test_stage_three_names_the_script_for_a_missing_damaged_or_foreign_checkpoint(
+    folder: str, said: str, results: Path
+) -> None:
+    path = results / folder / "checkpoint.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt is damaged or no checkpoint; run {said}"):
+        train_all.main(config(*STAGES[3], results))
+    path.unlink()
+    with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt is missing; run {said}"):
+        train_all.main(config(*STAGES[3], results))
+    path.write_bytes((results / "train_all" / "checkpoint.pt").read_bytes())
+    with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt is a checkpoint of train_all.py; run {said}"):
+        train_all.main(config(*STAGES[3], results))
+    assert (results / "train_all" / "metrics.json").exists()  # nothing was lost
+
+
+@pytest.mark.parametrize("folder", ["mnist_classify_train", "judge"])
+def test_stage_three_refuses_a_reader_of_other_digits(folder: str, results: Path) -> None:
+    path = results / folder / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"]["dataset"] = "mnist"
+    torch.save(checkpoint, path)
+    with pytest.raises(runs.UserError, match="reads mnist, but .*run mnist_classify_train.py --dataset handwritten"):
+        train_all.main(config(*STAGES[3], results))
+
+
+def test_stage_three_refuses_weights_that_do_not_fit_or_are_not_finite(results: Path) -> None:
+    path = results / "emnist_dcgan" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "config": {**checkpoint["config"], "width": 8}}, path)
+    with pytest.raises(runs.UserError, match="do not fit Generator"):
+        train_all.main(config(*STAGES[3], results))
+    checkpoint["networks"]["generator"]["layers.0.weight"][0] = torch.nan
+    torch.save(checkpoint, path)
+    with pytest.raises(runs.UserError, match="are not finite"):
+        train_all.main(config(*STAGES[3], results))
+
+
+def test_resume_refuses_what_it_cannot_go_on_with(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(runs.UserError, match="holds a complete run"):
+        train_vggish.main(config(*STAGES[0], results, resume=True))
+    monkeypatch.setattr(figures, "save_curves", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_vggish.main(config(*STAGES[0], results))
+    with pytest.raises(runs.UserError, match=r"another learning_rate \(learning_rate: 0.0001\)"):
+        train_vggish.main(config(*STAGES[0], results, resume=True, learning_rate=0.1))
+    (results / "train_vggish" / "last.pt").unlink()
+    with pytest.raises(runs.UserError, match="last.pt is missing; leave out --resume"):
+        train_vggish.main(config(*STAGES[0], results, resume=True))
+
+
+def test_frames_that_pooling_would_cut_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(runs.UserError, match="multiple of 16"):
+        train_vggish.main(config(*STAGES[0], tmp_path, frames=100))
+
+
+@pytest.mark.parametrize("stage", [train_vggish, mnist_classify_train])
+def test_a_loss_that_is_not_finite_stops_the_stage(stage: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda logits, _: logits.sum() * torch.nan)
+    with pytest.raises(runs.UserError, match="training diverged; lower the learning rate"):
+        stage.main(config(stage, {"dataset": "handwritten", "epochs": 1}, tmp_path))
+    assert not (tmp_path / stage.__name__ / "checkpoint.pt").exists()
+
+
+def test_the_published_cut_and_width_are_available(tmp_path: Path) -> None:
+    train_vggish.main(config(*STAGES[0], tmp_path, frames=96, epochs=1))
+    network = VGGish(frames=96, width=4)
+    runs.load_weights(
+        network, torch.load(tmp_path / "train_vggish" / "checkpoint.pt", weights_only=True)["networks"]["vggish"], tmp_path
+    )

@@ -1,0 +1,231 @@
+"""Stage three, cross-modal generation: what a sound says to the ear moves the visual memory to imagine a digit.
+
+    python train_all.py                           # the published objective and schedule
+    python train_all.py --sound-consistency 1 ... # imagine what would sound the same; see the README for the schedule
+    python train_all.py --help                    # every setting below is a flag
+
+Reads what the three scripts before it left in `results/`. Writes `results/train_all/` (or another `--name`): checkpoint.pt,
+metrics.json, log.jsonl, curves.png, and imagined_001.png ... after every epoch: heard and imagined digits side by side, a
+row per class, of the validation part; at the end `results/train_all.png`, the same of the test set.
+
+No image of the heard digits is shown to the model. Two numbers of every epoch are out of its reach: the accuracy of a
+judge that took no part, and the Frechet distance between imagined and real digits in that judge's features.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import data
+import figures
+import ratings
+import runs
+from models.generator import Generator
+from models.judge import Judge
+from models.lenet import LeNet
+from models.vggish import VGGish
+from vggish import Ear, load_embedder
+from voice_translator import Encoding
+
+
+@dataclass(frozen=True)
+class Config:
+    # what is heard: the data set and the encoding of stage one; another encoding named here is refused
+    encoding: Encoding = Encoding()  # left as it is: the one that stage one learned
+
+    # the objective
+    sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
+    # 0: the published objective, which draws one prototype per class, many of them digits to this classifier alone
+    classifier_weight: float = 1.0  # weight of the classifier's cross-entropy. Published: 1
+    dropout: bool = True  # of the audio network while it learns. Published: yes; it blurs what can be consistent
+
+    # the schedule: first the audio network alone, then the generator with it
+    epochs: int = 4  # published: 4
+    joint_epochs: int = 1  # the last of them train the generator too. Published: 1
+    images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    batch: int = 128  # published: 128
+    learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
+    joint_learning_rate: float = 1e-4  # Adam, both. Published: 1e-4
+
+    # the run
+    name: str = "train_all"  # of the folder in results/
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
+    results: Path = Path("results")
+    resume: bool = False  # go on behind the last finished epoch
+
+
+def main(config: Config) -> dict[str, float]:
+    """Run the stage; returns what metrics.json says."""
+    device = runs.choose_device(config.device)
+    ear, network, dataset = load_ear(config, device)
+    generator, classifier = load_memory(config, dataset, device)
+    judge = ratings.load_judge(config.results, dataset, device)
+    train = data.load_heard(dataset, "train", config.data_root, device)
+    validation = data.load_heard(dataset, "validation", config.data_root, device)
+
+    optimiser = torch.optim.Adam([*network.parameters(), *generator.parameters()], config.learning_rate, fused=True)
+    alone = config.epochs - config.joint_epochs
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: 1.0 if done < alone else config.joint_learning_rate / config.learning_rate
+    )
+    upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "dataset": dataset}
+    upstream |= {"vggish_width": network.width, "generator_width": generator.width}
+    run = runs.Run("train_all", config, device, config.name, **upstream)
+    first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
+    for epoch in range(first, config.epochs + 1):
+        order = runs.seed_epoch(config.seed, epoch)
+        network.train()
+        if not config.dropout:
+            network.embedding[2].eval()
+        generator.requires_grad_(epoch > alone)  # always in eval mode: its BatchNorm statistics are part of the memory
+        reading, consistency = runs.Mean(), runs.Mean()
+        title = f"epoch {epoch}/{config.epochs}"
+        for index in runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch, title):
+            with torch.no_grad():
+                heard = ear(train.images[index])
+            with runs.autocast(device):
+                imagined = generator(network.embed(heard))
+                logits = classifier(imagined)
+            cross_entropy = F.cross_entropy(logits, train.labels[index])
+            loss = config.classifier_weight * cross_entropy
+            if config.sound_consistency:
+                distance = sound_distance(ear, imagined, heard)
+                loss = loss + config.sound_consistency * distance
+                consistency.add(distance)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            reading.add(cross_entropy)
+        scheduler.step()
+
+        imagined, distance = imagine(ear, network, generator, validation)
+        rating = rate(classifier, judge, validation, imagined)
+        record = {
+            "epoch": epoch,
+            "cross_entropy": reading.read("the cross-entropy", epoch),
+            "sound_distance": consistency.read("the sound distance", epoch),
+            **{f"validation_{name}": value for name, value in rating.items()},
+            "validation_sound_distance": distance,
+        }
+        # The objective itself on the validation part, never the judge, says which epoch is best.
+        record["validation_loss"] = (
+            config.classifier_weight * record["validation_cross_entropy"]
+            + config.sound_consistency * record["validation_sound_distance"]
+        )
+        best = record["validation_loss"] < min((line["validation_loss"] for line in run.history), default=float("inf"))
+        run.end_epoch(record, best)
+        save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
+        draw_curves(run.folder)
+
+    best = run.load_best()
+    test = data.load_heard(dataset, "test", config.data_root, device)
+    imagined, distance = imagine(ear, network, generator, test)
+    rating = rate(classifier, judge, test, imagined)
+    metrics = {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
+    save_pairs(config.results / f"{config.name}.png", test, imagined)
+    run.finish(metrics)
+    print(
+        f"imagined digits read right: {metrics['judge_accuracy']:.2%} by the judge, {metrics['test_accuracy']:.2%} by the "
+        f"classifier that was to be pleased (epoch {best}). {run.folder}, {config.results / config.name}.png"
+    )
+    return metrics
+
+
+def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
+    """What stage one learned: the ear, the audio network, and the name of the data set that it heard."""
+    path = config.results / "train_vggish" / "checkpoint.pt"
+    ear, network = load_embedder(path, device)
+    if config.encoding not in (Encoding(), ear.encoding):
+        learned, named = asdict(ear.encoding), asdict(config.encoding)
+        differing = ", ".join(f"{k} {learned[k]}, not {named[k]}" for k in learned if learned[k] != named[k])
+        raise runs.UserError(
+            f"{path} learned another encoding ({differing}); leave out --encoding, or run train_vggish.py with this one."
+        )
+    dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
+    return ear, network.to(memory_format=torch.channels_last), dataset
+
+
+def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Generator, LeNet]:
+    """What stage two learned: the generator, and the classifier, which is frozen."""
+    path = config.results / "emnist_dcgan" / "checkpoint.pt"
+    checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
+    generator = Generator(checkpoint["config"]["width"])
+    runs.load_weights(generator, checkpoint["networks"]["generator"], path)
+
+    path = config.results / "mnist_classify_train" / "checkpoint.pt"
+    checkpoint = runs.load_checkpoint(path, "mnist_classify_train")
+    if checkpoint["config"]["dataset"] != dataset:
+        raise runs.UserError(
+            f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
+            f"run mnist_classify_train.py --dataset {dataset}."
+        )
+    classifier = LeNet()
+    runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
+    classifier.requires_grad_(False).eval()
+    return generator.to(device, memory_format=torch.channels_last).eval(), classifier.to(device)
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish, Generator, str]:
+    """A stage-three checkpoint as a model that imagines what it hears: `generator(network.embed(ear(images)))`, and the
+    name of the data set that it heard.
+
+    Raises:
+        runs.UserError: if the file is missing, damaged, or of another stage.
+    """
+    checkpoint = runs.load_checkpoint(path, "train_all")
+    config = checkpoint["config"]
+    ear = Ear(Encoding(**config["encoding"]), config["frames"]).to(device)
+    network, generator = VGGish(ear.frames, config["vggish_width"]), Generator(config["generator_width"])
+    runs.load_weights(network, checkpoint["networks"]["vggish"], path)
+    runs.load_weights(generator, checkpoint["networks"]["generator"], path)
+    return ear, network.to(device).eval(), generator.to(device).eval(), config["dataset"]
+
+
+def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor) -> Tensor:
+    """How the imagined images, `(B, 1, 64, 64)` in [-1, 1], would sound, against what was heard, `(B, 1, frames, 64)`: the
+    mean absolute difference of the log-mels."""
+    return (ear((imagined + 1) / 2) - heard).abs().mean()
+
+
+@torch.no_grad()
+def imagine(ear: Ear, network: VGGish, generator: Generator, digits: data.Digits) -> tuple[Tensor, float]:
+    """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them."""
+    network.eval()
+    imagined, distance = [], 0.0
+    for images in digits.images.split(256):
+        heard = ear(images)
+        with runs.autocast(images.device):
+            imagined.append(generator(network.embed(heard)))
+        distance += sound_distance(ear, imagined[-1], heard) * len(images)
+    return torch.cat(imagined), (distance / len(digits.images)).item()
+
+
+@torch.no_grad()
+def rate(classifier: LeNet, judge: Judge, digits: data.Digits, imagined: Tensor) -> dict[str, float]:
+    """`ratings.rate`, and what the classifier that is to be pleased makes of the images: `accuracy`, `cross_entropy`."""
+    logits = torch.cat([classifier(part) for part in imagined.split(512)])
+    return {
+        "accuracy": (logits.argmax(1) == digits.labels).double().mean().item(),
+        "cross_entropy": F.cross_entropy(logits, digits.labels).item(),
+        **ratings.rate(judge, imagined, data.as_seen(digits.images), digits.labels),
+    }
+
+
+def save_pairs(path: Path, digits: data.Digits, imagined: Tensor) -> None:
+    shown = figures.per_class(digits.labels, 8)
+    heard = data.as_seen(digits.images[shown.flatten()]).unflatten(0, shown.shape)
+    figures.save_imagined(path, heard, imagined[shown])
+
+
+def draw_curves(folder: Path) -> None:
+    shares = ["validation_accuracy", "validation_judge_accuracy", "validation_retrieval", "validation_correlation"]
+    figures.save_curves(folder, [shares, ["validation_frechet_distance"], ["cross_entropy", "sound_distance"]])
+
+
+if __name__ == "__main__":
+    runs.command_line(Config, main, __doc__)

@@ -1,0 +1,192 @@
+"""Hearing: from an image through its soundscape to what the audio network hears, and to its embedding.
+
+`LogMel` is the front end of Google's VGGish (AudioSet), exactly: 25 ms periodic Hann windows every 10 ms, no padding,
+magnitude of a 512-point Fourier transform, 64 mel bands from 125 to 7500 Hz, ln(x + 0.01). Source: `mel_features.py` and
+`vggish_params.py` of github.com/tensorflow/models/tree/master/research/audioset/vggish.
+`Ear` puts the translator before it, and `load_embedder` the network of stage one behind it.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.signal import firwin
+from torch import Tensor, nn
+
+import runs
+from models.vggish import VGGish
+from voice_translator import Encoding, VoiceTranslator
+
+SAMPLE_RATE = 16000  # Hz
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+FFT = 512  # points
+BANDS = 64
+LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
+LOG_OFFSET = 0.01
+POOLING = 16  # the network halves the frames four times, each time rounding down
+PUBLISHED_FRAMES = 96
+
+
+class LogMel(nn.Module):
+    """Sounds -> log-mels, for a batch at once, differentiable.
+
+    Args:
+        sample_rate: of the sounds, in Hz; they are resampled when it is not 16000.
+    """
+
+    def __init__(self, sample_rate: int = SAMPLE_RATE) -> None:
+        super().__init__()
+        self.resample = Resample(sample_rate, SAMPLE_RATE) if sample_rate != SAMPLE_RATE else nn.Identity()
+        hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW)
+        self.register_buffer("hann", hann.float(), persistent=False)
+        self.register_buffer("mel", mel_filters().float(), persistent=False)
+
+    def forward(self, sounds: Tensor) -> Tensor:
+        """`(B, samples)` in [-1, 1] -> `(B, frames, 64)`, natural log; frames = 1 + floor((n - 400) / 160), where n is the
+        number of samples at 16 kHz. float64 sounds give float64 in a module moved to it, all others float32.
+
+        Raises:
+            ValueError: if `sounds` is no batch, or shorter than one window.
+        """
+        if sounds.dim() != 2 or not sounds.is_floating_point():
+            raise ValueError(
+                f"sounds are {sounds.dtype} of the shape {tuple(sounds.shape)}; the front end takes floating point in "
+                "[-1, 1], (B, samples)."
+            )
+        with torch.autocast(sounds.device.type, enabled=False):
+            sounds = self.resample(sounds.to(self.hann.dtype))
+            if sounds.shape[1] < WINDOW:
+                raise ValueError(f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of {WINDOW}.")
+            frames = sounds.unfold(1, WINDOW, HOP) * self.hann  # B x frames x 400
+            magnitudes = torch.fft.rfft(frames, FFT).abs()  # B x frames x 257
+            return torch.log(magnitudes @ self.mel + LOG_OFFSET)  # B x frames x 64
+
+
+def mel_filters() -> Tensor:
+    """VGGish's filter bank, `(257, 64)` float64: triangles of peak 1 whose flanks are linear in mel, the DC bin zero.
+
+    librosa's triangles are linear in Hz, also with `htk=True, norm=None`, and differ by up to 0.0044.
+    """
+    bins = _mel(torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
+    low, high = _mel(torch.tensor([LOWEST_HZ, HIGHEST_HZ], dtype=torch.float64)).tolist()
+    edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    filters = torch.minimum(rising, falling).clamp(min=0)
+    filters[0] = 0
+    return filters
+
+
+def _mel(hz: Tensor) -> Tensor:
+    return 1127 * torch.log1p(hz / 700)
+
+
+class Resample(nn.Module):
+    """Polyphase resampling by a rational factor, the same as `scipy.signal.resample_poly` (its Kaiser 5.0 window).
+
+    Every one of the `up` phases of the filter is one output channel of a strided convolution.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        super().__init__()
+        common = math.gcd(from_hz, to_hz)
+        self.up, self.down = to_hz // common, from_hz // common
+        half = 10 * max(self.up, self.down)
+        taps = self.up * firwin(2 * half + 1, 1 / max(self.up, self.down), window=("kaiser", 5.0))
+        # Output n is sum over k of taps[half + n * down - k * up] * x[k]. Of one block of `up` outputs, that needs the
+        # inputs from -reach to down + reach around the block's start.
+        self.reach = half // self.up + 1
+        k = np.arange(-self.reach, self.down + self.reach + 1)
+        index = half + np.arange(self.up)[:, None] * self.down - k * self.up
+        kernel = np.where((index >= 0) & (index < taps.size), taps[index.clip(0, taps.size - 1)], 0.0)
+        self.register_buffer("kernel", torch.from_numpy(kernel).float()[:, None], persistent=False)
+
+    def forward(self, sounds: Tensor) -> Tensor:
+        """`(B, n)` -> `(B, ceil(n * up / down))`."""
+        n = sounds.shape[1]
+        blocks = math.ceil(n / self.down)
+        padded = F.pad(sounds, (self.reach, blocks * self.down - n + self.reach + 1))
+        phases = F.conv1d(padded[:, None], self.kernel.to(sounds.dtype), stride=self.down)[:, :, :blocks]
+        return phases.transpose(1, 2).flatten(1)[:, : math.ceil(n * self.up / self.down)]
+
+
+def frames_heard_whole(encoding: Encoding) -> int:
+    """The fewest log-mel frames that lose no sample of a soundscape, neither to the framing nor to the network's pooling:
+    112 for 1.05 s, 208 for 2 s."""
+    samples = math.ceil(encoding.samples * SAMPLE_RATE / encoding.sample_rate)
+    frames = 1 + max(0, math.ceil((samples - WINDOW) / HOP))
+    return math.ceil(frames / POOLING) * POOLING
+
+
+class Ear(nn.Module):
+    """Images -> what the network hears: the translator and the front end in one.
+
+    Args:
+        encoding: the scheme by which images become sound.
+        frames: how many log-mel frames the network hears. None: `frames_heard_whole`, the soundscape followed by
+            silence, so that no column of the image is cut off. 96 is the published cut: at 1.05 s it loses the last
+            0.075 s, which is 2.0 of 28 columns.
+
+    Raises:
+        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers would cut it.
+    """
+
+    def __init__(self, encoding: Encoding, frames: int | None = None) -> None:
+        super().__init__()
+        self.frames = frames_heard_whole(encoding) if frames is None else frames
+        if self.frames < POOLING or self.frames % POOLING:
+            raise ValueError(
+                f"frames is {frames}, but must be a multiple of {POOLING}: the network's pooling would cut off the rest."
+            )
+        self.translator = VoiceTranslator(encoding)
+        self.logmel = LogMel(encoding.sample_rate)
+        needed = (self.frames - 1) * HOP + WINDOW  # samples at 16 kHz
+        self.silence = max(0, math.ceil(needed * encoding.sample_rate / SAMPLE_RATE) - encoding.samples)  # samples
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.translator.encoding
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)` float32 log-mels."""
+        return self.hear(self.translator(images))
+
+    def hear(self, soundscapes: Tensor) -> Tensor:
+        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels."""
+        return self.logmel(F.pad(soundscapes, (0, self.silence)))[:, None, : self.frames]
+
+
+def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish]:
+    """A stage-one checkpoint as an embedder: its ear, with the encoding that it learned, and its network in eval mode.
+
+    `network.embed(ear(images))` is the `(B, 100)` embedding, `network(ear(images))` the `(B, 10)` logits.
+
+    Raises:
+        runs.UserError: if the file is missing, damaged, or of another stage.
+    """
+    checkpoint = runs.load_checkpoint(path, "train_vggish")
+    ear = Ear(Encoding(**checkpoint["config"]["encoding"]), checkpoint["config"]["frames"]).to(device)
+    network = VGGish(frames=ear.frames, width=checkpoint["config"]["width"]).to(device)
+    runs.load_weights(network, checkpoint["networks"]["vggish"], path)
+    return ear, network.eval()
+
+
+def load_audioset_convolutions(network: VGGish, path: Path) -> None:
+    """Start the convolutions of `network` from the released AudioSet weights.
+
+    Args:
+        network: of the published width 64.
+        path: a state dict in the layout of github.com/harritaylor/torchvggish (`features.0.weight` ... of six
+            convolutions); its fully connected layers, of other sizes, are left out.
+
+    Raises:
+        runs.UserError: if the file is missing, damaged, or does not fit.
+    """
+    state = runs.load_file(path, "give the local path of torchvggish's state dict, or leave audioset_weights empty")
+    convolutions = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    if not convolutions:
+        raise runs.UserError(f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's file.")
+    runs.load_weights(network.features, convolutions, path)
