@@ -42,11 +42,7 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
     """Read the header `config_type` from the command line and run `main` with it. A user's mistake ends with one sentence
     and exit code 2; Ctrl-C, with what it lost and exit code 130."""
     try:
-        try:
-            config = tyro.cli(config_type, description=description)
-        except ValueError as error:  # an impossible encoding, refused when it is built
-            raise UserError(str(error)) from error
-        main(config)
+        main(tyro.cli(config_type, description=description))  # an impossible encoding: tyro says why, with exit code 2 too
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -46,7 +46,7 @@ class LogMel(nn.Module):
 
     def forward(self, sounds: Tensor) -> Tensor:
         """`(B, samples)` in [-1, 1] -> `(B, frames, 64)`, natural log; frames = 1 + floor((n - 400) / 160), where n is the
-        number of samples at 16 kHz. float64 sounds give float64 in a module moved to it, all others float32.
+        number of samples at 16 kHz. float32, or float64 in a module that was moved to it.
 
         Raises:
             ValueError: if `sounds` is no batch, or shorter than one window.
@@ -168,9 +168,12 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         runs.UserError: if the file is missing, damaged, or of another stage.
     """
     checkpoint = runs.load_checkpoint(path, "train_vggish")
-    ear = Ear(Encoding(**checkpoint["config"]["encoding"]), checkpoint["config"]["frames"]).to(device)
-    network = VGGish(frames=ear.frames, width=checkpoint["config"]["width"]).to(device)
-    runs.load_weights(network, checkpoint["networks"]["vggish"], path)
+    try:
+        ear = Ear(Encoding(**checkpoint["config"]["encoding"]), checkpoint["config"]["frames"]).to(device)
+        network, state = VGGish(ear.frames, checkpoint["config"]["width"]).to(device), checkpoint["networks"]["vggish"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise runs.UserError(f"{path} is no whole checkpoint of stage one ({error}); run train_vggish.py.") from error
+    runs.load_weights(network, state, path)
     return ear, network.eval()
 
 

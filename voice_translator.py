@@ -65,10 +65,10 @@ class Encoding:
             )
         if self.tanh_slope <= 0 or self.seconds <= 0 or self.contrast < 0:
             raise ValueError("encoding: tanh_slope and seconds must be above 0, and contrast at least 0.")
-        if self.samples < self.columns:
+        if not math.isfinite(self.seconds * self.sample_rate) or self.samples < self.columns:
             raise ValueError(
-                f"encoding: {self.seconds} s at {self.sample_rate} Hz are {self.samples} samples, fewer than the "
-                f"{self.columns} columns; lengthen seconds or raise sample_rate."
+                f"encoding: {self.seconds} s at {self.sample_rate} Hz do not give each of {self.columns} columns a sample; "
+                "change seconds, or raise sample_rate."
             )
 
     @classmethod

@@ -71,10 +71,10 @@ def load_remembered(
     Raises:
         UserError: if the data are missing and cannot be downloaded, damaged, or hold no digits.
     """
+    if digits_only and split == "letters" and name == "emnist":
+        raise UserError("EMNIST's split 'letters' holds no digits; give --no-digits-only, or another --split.")
     images, labels = _printed() if name == "printed" else _emnist(split, file, root)
     if digits_only:
-        if split == "letters" and name == "emnist":
-            raise UserError("EMNIST's split 'letters' holds no digits; give --no-digits-only, or another --split.")
         images, labels = images[labels < 10], labels[labels < 10]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held = order[: len(order) // 10] if part == "validation" else order[len(order) // 10 :]
@@ -136,26 +136,26 @@ def _handwritten(part: Part) -> Digits:
     return Digits(images[kept], torch.from_numpy(labels)[kept])
 
 
-def _printed(count: int = 8000, together: int = 40) -> Digits:
+def _printed(count: int = 8000, together: int = 4) -> Digits:
     """Digits in matplotlib's fonts, each with a random affine and elastic distortion, always the same ones.
 
-    `together` images, of all classes and fonts, share one distortion, since torchvision draws one a call.
+    `together` fonts of each digit share one distortion, since torchvision draws one a call. No image is there twice.
     """
-    glyphs = torch.stack([torch.stack([_glyph(font, str(digit)) for digit in range(10)]) for font in PRINTED_FONTS])
+    glyphs = torch.stack([torch.stack([_glyph(font, str(digit)) for font in PRINTED_FONTS]) for digit in range(10)])
     distort = v2.Compose(
         [
             v2.RandomAffine(12, (0.08, 0.08), (0.75, 1.1), 12, interpolation=v2.InterpolationMode.BILINEAR),
             v2.ElasticTransform(alpha=30.0, sigma=4.0),
         ]
     )
-    labels = torch.arange(together) % 10
+    labels = torch.arange(10).repeat_interleave(together)
     images = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for _ in range(count // together):
-            fonts = torch.randint(len(PRINTED_FONTS), (together,))
-            images.append(distort(glyphs[fonts, labels][:, None])[:, 0])
-    return Digits(torch.cat(images), labels.repeat(count // together))
+        for _ in range(count // len(labels)):
+            fonts = torch.cat([torch.randperm(len(PRINTED_FONTS))[:together] for _ in range(10)])
+            images.append(distort(glyphs[labels, fonts][:, None])[:, 0])
+    return Digits(torch.cat(images), labels.repeat(len(images)))
 
 
 def _glyph(font: str, digit: str) -> Tensor:

@@ -77,11 +77,11 @@ def test_other_numbers_of_classes() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_generator_draws_in_minus_one_to_one(training: bool) -> None:
     generator = Generator(4).train(training)
-    for gain in (1, 100):
-        images = generator(gain * normal(4, 100))
-        assert images.min() >= -1
-        assert images.max() <= 1
-        assert images.std() > 0
+    with torch.no_grad():
+        generator.layers[-2].weight *= 1e6  # as they begin, the weights are too small to leave the range
+    images = generator(normal(4, 100))
+    assert images.min() == -1
+    assert images.max() == 1
 
 
 def test_the_judge_has_64_features_and_looks_at_32_by_32() -> None:

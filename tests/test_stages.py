@@ -19,6 +19,7 @@ import ratings
 import runs
 import train_all
 import train_vggish
+from models.generator import Generator
 from models.vggish import VGGish
 from vggish import Ear
 from voice_translator import Encoding
@@ -91,7 +92,8 @@ def test_the_soundscapes_are_the_translators_own(chain: Path) -> None:
     first = Ear(Encoding()).translator(digits.images[digits.labels == 0][:1])[0]
     assert rate == 16000
     assert len(wave) == 10 * (16800 + 8000)
-    torch.testing.assert_close(torch.from_numpy(wave[:16800]).float(), first, atol=1 / 32768, rtol=0)
+    # 16 bits round by half a step, and libsndfile writes 1.0 as 32767 but reads 32768 as 1.0.
+    torch.testing.assert_close(torch.from_numpy(wave[:16800]).float(), first, atol=1.6 / 32768, rtol=0)
 
 
 def test_the_encoding_and_the_frames_travel_in_the_checkpoint(results: Path) -> None:
@@ -155,7 +157,7 @@ def test_the_test_set_is_touched_once_at_the_end(
     calls: list[str] = []
     load, end_epoch = data.load_heard, runs.Run.end_epoch
     monkeypatch.setattr(data, "load_heard", lambda name, part, *rest: (calls.append(part), load(name, part, *rest))[1])
-    monkeypatch.setattr(runs.Run, "end_epoch", lambda run, *rest: (calls.append(run.stage), end_epoch(run, *rest))[1])
+    monkeypatch.setattr(runs.Run, "end_epoch", lambda run, *a, **k: (calls.append(run.stage), end_epoch(run, *a, **k))[1])
     stage.main(config(stage, settings, results))
     expected = {train_vggish: 1, mnist_classify_train: 2, emnist_dcgan: 0, train_all: 1}[stage]  # two: classifier, judge
     assert calls.count("test") == expected
@@ -200,17 +202,16 @@ def test_the_generator_learns_in_the_joint_epochs_only(results: Path) -> None:
 
 
 def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_all.main(config(*STAGES[3], results))
     expected = weights(results / "train_all" / "checkpoint.pt")
     rate = ratings.rate
     monkeypatch.setattr(ratings, "rate", lambda *args: {key: -value for key, value in rate(*args).items()})
-    train_all.main(config(*STAGES[3], results))
+    train_all.main(config(*STAGES[3], results))  # the same as the chain's
     assert all(torch.equal(value, expected[key]) for key, value in weights(results / "train_all" / "checkpoint.pt").items())
 
 
 def test_the_two_objectives_differ(results: Path) -> None:
     for weight in (0.0, 1.0):
-        train_all.main(config(*STAGES[3], results, sound_consistency=weight, name=f"weight_{weight:.0f}"))
+        train_all.main(config(*STAGES[3], results, epochs=1, sound_consistency=weight, name=f"weight_{weight:.0f}"))
     one, other = (weights(results / name / "checkpoint.pt") for name in ("weight_0", "weight_1"))
     assert not torch.equal(one["vggish.features.0.weight"], other["vggish.features.0.weight"])
 
@@ -232,22 +233,27 @@ def test_sound_distance_is_zero_for_the_heard_image_and_leads_back_to_it() -> No
 
 
 def test_stage_one_learns_to_hear(tmp_path: Path) -> None:
-    settings = {"width": 4, "epochs": 5, "images_per_epoch": None, "learning_rate": 3e-3, "late_epoch": 5}
+    settings = {"width": 4, "epochs": 4, "images_per_epoch": None, "learning_rate": 3e-3, "late_epoch": 4}
     metrics = train_vggish.main(config(train_vggish, {"dataset": "handwritten", **settings}, tmp_path))
     assert metrics["test_accuracy"] > 0.6  # chance is 0.1
 
 
 def test_stage_two_learns_to_read(tmp_path: Path) -> None:
-    settings = {"epochs": 4, "judge_epochs": 4, "images_per_epoch": None, "learning_rate": 0.01}
+    settings = {"epochs": 3, "judge_epochs": 2, "images_per_epoch": None, "learning_rate": 0.01}
     metrics = mnist_classify_train.main(config(mnist_classify_train, {"dataset": "handwritten", **settings}, tmp_path))
     assert metrics["test_accuracy"] > 0.6
     assert runs.read_metrics(tmp_path / "judge")["test_accuracy"] > 0.6
 
 
-def test_the_generator_comes_nearer_to_real_digits(results: Path) -> None:
+def test_the_generator_learns_where_the_ink_is(results: Path) -> None:
     emnist_dcgan.main(config(*STAGES[2], results, epochs=3, images_per_epoch=640, width=8))
-    lines = [json.loads(line) for line in (results / "emnist_dcgan" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["frechet_distance"] < 0.8 * lines[0]["frechet_distance"]
+    generator, _ = train_all.load_memory(train_all.Config(results=results), "handwritten", torch.device("cpu"))
+    drawn = emnist_dcgan.draw(generator, emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
+    torch.manual_seed(0)
+    untrained = emnist_dcgan.draw(Generator(8), emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
+    real = data.as_seen(data.load_remembered("printed", "validation", Path(), "cpu").images).mean(0, keepdim=True)
+    assert ratings.similarity(drawn, real).item() > 0.6
+    assert ratings.similarity(untrained, real).abs().item() < 0.3
 
 
 def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
@@ -280,8 +286,8 @@ def test_a_mistake_at_the_command_line_is_one_sentence_and_exit_code_2(results: 
     assert "run train_vggish.py" in refused("train_all.py", "--results", str(tmp_path / "empty"), "--device", "cpu")
     other = refused("train_all.py", *CHAIN["train_all.py"], "--results", str(results), "--encoding.curve", "linear")
     assert "learned another encoding (curve exponential, not linear)" in other
-    impossible = refused("train_vggish.py", "--encoding.highest-hz", "9000", "--dataset", "handwritten")
-    assert "Nyquist" in impossible
+    impossible = script("train_vggish.py", "--encoding.highest-hz", "9000", "--dataset", "handwritten")
+    assert (impossible.returncode, "Nyquist" in impossible.stderr, "Traceback" in impossible.stderr) == (2, True, False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -367,7 +373,7 @@ def test_frames_that_pooling_would_cut_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_stage(stage: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda logits, _: logits.sum() * torch.nan)
     with pytest.raises(runs.UserError, match="training diverged; lower the learning rate"):
-        stage.main(config(stage, {"dataset": "handwritten", "epochs": 1}, tmp_path))
+        stage.main(config(*next(pair for pair in STAGES if pair[0] is stage), tmp_path))
     assert not (tmp_path / stage.__name__ / "checkpoint.pt").exists()
 
 

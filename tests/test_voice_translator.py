@@ -444,7 +444,7 @@ def test_the_translator_has_nothing_to_train_or_to_save() -> None:
         *[({name: 0.0}, "tanh_slope and seconds must be above 0") for name in ("tanh_slope", "seconds")],
         ({"seconds": -1.0}, "tanh_slope and seconds must be above 0"),
         ({"contrast": -0.1}, "contrast at least 0"),
-        ({"seconds": 0.001, "columns": 17}, "0.001 s at 16000 Hz are 16 samples, fewer than the 17 columns"),
+        ({"seconds": 0.001, "columns": 17}, "0.001 s at 16000 Hz do not give each of 17 columns a sample"),
     ],
 )
 def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
