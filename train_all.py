@@ -39,6 +39,10 @@ class Config:
     # the objective
     sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
     # 0: the published objective, which draws one prototype per class, many of them digits to this classifier alone
+    leak: float = 1.0  # share of the gradient that passes a pixel which the contrast saturates (VoiceTranslator.forward);
+    # at 0, the true gradient, a pixel imagined white where black was heard is never told
+    detail: float = 0.0  # weight of what no sound can tell: the imagined image's difference to itself at the encoding's
+    # resolution. Published: none; with sound consistency, a checkered texture grows without it
     classifier_weight: float = 1.0  # weight of the classifier's cross-entropy. Published: 1
     dropout: bool = True  # of the audio network while it learns. Published: yes; it blurs what can be consistent
 
@@ -48,7 +52,7 @@ class Config:
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
-    joint_learning_rate: float = 1e-4  # Adam, both. Published: 1e-4
+    joint_learning_rate: float = 1e-4  # Adam, both; in the first joint epoch, then falling linearly. Published: 1e-4
 
     # the run
     name: str = "train_all"  # of the folder in results/
@@ -70,9 +74,14 @@ def main(config: Config) -> dict[str, float]:
 
     optimiser = torch.optim.Adam([*network.parameters(), *generator.parameters()], config.learning_rate, fused=True)
     alone = config.epochs - config.joint_epochs
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda done: 1.0 if done < alone else config.joint_learning_rate / config.learning_rate
-    )
+
+    def rate_of(done: int) -> float:
+        """The learning rate after `done` epochs, relative to the first: one step down, then straight towards 0."""
+        if done < alone:
+            return 1.0
+        return config.joint_learning_rate / config.learning_rate * (config.epochs - done) / max(config.joint_epochs, 1)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_of)
     upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "dataset": dataset}
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
     run = runs.Run("train_all", config, device, config.name, **upstream)
@@ -94,9 +103,11 @@ def main(config: Config) -> dict[str, float]:
             cross_entropy = F.cross_entropy(logits, train.labels[index])
             loss = config.classifier_weight * cross_entropy
             if config.sound_consistency:
-                distance = sound_distance(ear, imagined, heard)
+                distance = sound_distance(ear, imagined, heard, config.leak)
                 loss = loss + config.sound_consistency * distance
                 consistency.add(distance)
+            if config.detail:
+                loss = loss + config.detail * inaudible_detail(ear, imagined)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -186,10 +197,18 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
     return ear, network.to(device).eval(), generator.to(device).eval(), config["dataset"]
 
 
-def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor) -> Tensor:
+def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0) -> Tensor:
     """How the imagined images, `(B, 1, 64, 64)` in [-1, 1], would sound, against what was heard, `(B, 1, frames, 64)`: the
     mean absolute difference of the log-mels."""
-    return (ear((imagined + 1) / 2) - heard).abs().mean()
+    return (ear((imagined + 1) / 2, leak) - heard).abs().mean()
+
+
+def inaudible_detail(ear: Ear, imagined: Tensor) -> Tensor:
+    """Mean squared difference of the images, `(B, 1, 64, 64)` in [-1, 1], to themselves at the encoding's resolution, which
+    is all that the translator hears. Squared, so that a texture weighs more than an edge, which would fade to grey."""
+    size = (ear.encoding.rows, ear.encoding.columns)
+    coarse = F.interpolate(imagined, size, mode="bilinear", antialias=True)
+    return F.mse_loss(F.interpolate(coarse, imagined.shape[2:], mode="bilinear"), imagined)
 
 
 @torch.no_grad()

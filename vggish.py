@@ -150,9 +150,9 @@ class Ear(nn.Module):
     def encoding(self) -> Encoding:
         return self.translator.encoding
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)` float32 log-mels."""
-        return self.hear(self.translator(images))
+    def forward(self, images: Tensor, leak: float = 0.0) -> Tensor:
+        """Images, and `leak`, as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)` float32 log-mels."""
+        return self.hear(self.translator(images, leak))
 
     def hear(self, soundscapes: Tensor) -> Tensor:
         """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels."""

@@ -144,13 +144,15 @@ class VoiceTranslator(nn.Module):
         self.register_buffer("bank", bank, persistent=False)  # columns x rows x samples_per_column
         self.register_buffer("tail", waves[:, used:].contiguous(), persistent=False)  # rows x (samples - used)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """Translate images to soundscapes.
 
         Args:
             images: `(B, H, W)` or `(B, 1, H, W)`, uint8 in 0..255 or floating point in [0, 1]; black is silent. Another
                 size than the encoding's is resized: bilinear with antialiasing when an edge shrinks, else to the
                 nearest pixel (as the paper enlarges MNIST).
+            leak: share of the gradient that passes a grey level which the contrast drives beyond black or white. It changes
+                no sound. 0 is the true gradient: none reaches such a pixel, be it right or wrong.
 
         Returns:
             `(B, samples)` float32 in [-1, 1], at `encoding.sample_rate`.
@@ -158,21 +160,28 @@ class VoiceTranslator(nn.Module):
         Raises:
             ValueError: if the shape or the type is another.
         """
-        amplitudes = self.amplitudes(images).permute(2, 0, 1)  # columns x B x rows
+        amplitudes = self.amplitudes(images, leak).permute(2, 0, 1)  # columns x B x rows
         with torch.autocast(images.device.type, enabled=False):  # bfloat16 would leave 8 bits of the sound
             sound = torch.bmm(amplitudes, self.bank).transpose(0, 1).flatten(1)  # B x (columns * samples_per_column)
             if self.tail.shape[1]:
                 sound = torch.cat([sound, amplitudes[-1] @ self.tail], dim=1)
         return sound.clamp(-1, 1)
 
-    def amplitudes(self, images: Tensor) -> Tensor:
+    def amplitudes(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """The amplitude of every row and column, `(B, rows, columns)` float32, top row first: 0 for black, else
         10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. Arguments as in `forward`."""
         pixels = self._resized(images)
         with torch.autocast(images.device.type, enabled=False):
             mean = pixels.mean(dim=(1, 2), keepdim=True)
-            pixels = (pixels + self.encoding.contrast * (pixels - mean)).clamp(0, 255)
-            return torch.where(pixels > 0, 10 ** ((pixels / 16 - 15) / 10), 0)
+            pixels = pixels + self.encoding.contrast * (pixels - mean)
+            clipped = pixels.clamp(0, 255)
+            if not leak:
+                return torch.where(clipped > 0, _loudness(clipped), 0)
+            # In value the same; in gradient, that of the clipped level's loudness, leaking where there would be none.
+            beyond = pixels - clipped
+            leaking = clipped + leak * (beyond - beyond.detach())
+            loudness = _loudness(leaking)
+            return torch.where(clipped > 0, loudness, leak * (loudness - loudness.detach()))
 
     def _resized(self, images: Tensor) -> Tensor:
         """`(B, rows, columns)` float32 grey levels in 0..255."""
@@ -192,3 +201,7 @@ class VoiceTranslator(nn.Module):
         shrinks = pixels.shape[1] > size[0] or pixels.shape[2] > size[1]
         mode = {"mode": "bilinear", "antialias": True} if shrinks else {"mode": "nearest-exact"}
         return F.interpolate(pixels[:, None], size, **mode)[:, 0]
+
+
+def _loudness(pixels: Tensor) -> Tensor:
+    return 10 ** ((pixels / 16 - 15) / 10)
