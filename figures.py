@@ -68,10 +68,10 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
     """
     with torch.no_grad():
         sounds = ear.translator(images)
-        logmels = ear.hear(sounds)[:, 0].cpu()
+        logmels = ear.hear(sounds)[:, 0].cpu().numpy()
     seconds = ear.frames * HOP / SAMPLE_RATE
     figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.4), layout="constrained", squeeze=False)
-    for column, (image, label) in enumerate(zip(images.cpu(), labels.tolist(), strict=True)):
+    for column, (image, label) in enumerate(zip(images.cpu().numpy(), labels.tolist(), strict=True)):
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(str(label))
         axes[0, column].axis("off")
