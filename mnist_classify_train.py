@@ -92,8 +92,13 @@ def fit(
 ) -> dict[str, float]:  # fmt: skip
     """Train `network` to read digits, and leave it in `results/<stage>/`; returns what its metrics.json says."""
     device = train.images.device
-    if config.resume and runs.complete(config.results / stage):
-        return runs.read_metrics(config.results / stage)
+    folder = config.results / stage
+    if config.resume and runs.complete(folder):
+        metrics = runs.read_metrics(folder)
+        if not runs.changed_settings(metrics["config"], runs.plain(config)):
+            return metrics
+    if stage == "judge" and not (folder / "last.pt").exists():
+        config = dataclasses.replace(config, resume=False)  # stopped before the judge's first epoch was finished
     run = runs.Run(stage, config, device)
     first = run.restore(**{"judge" if stage == "judge" else "classifier": network}, optimiser=optimiser, scheduler=scheduler)
     for epoch in range(first, epochs + 1):

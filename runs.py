@@ -140,7 +140,7 @@ class Run:
     def __init__(self, stage: str, config: Any, device: torch.device, name: str | None = None, **upstream: Any) -> None:
         self.stage, self.device, self.seed = stage, device, config.seed
         self.folder = Path(config.results) / (name or stage)
-        self.config = json.loads(json.dumps({**dataclasses.asdict(config), **upstream}, default=str))
+        self.config = {**plain(config), **upstream}
         self.history: list[dict] = []
         self.networks: dict[str, nn.Module] = {}
         self.started = time.perf_counter()
@@ -150,8 +150,8 @@ class Run:
             raise UserError(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
         if config.resume:
             self._last = load_checkpoint(self.folder / "last.pt", stage, "leave out --resume to start from the beginning")
-            then, now = ({k: v for k, v in c.items() if k not in PLACES} for c in (self._last["config"], self.config))
-            changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+            then = self._last["config"]
+            changed = changed_settings(then, self.config)
             if changed:
                 raise UserError(
                     f"{self.folder}/last.pt was made with another {', '.join(changed)} "
@@ -239,6 +239,16 @@ class Run:
                 "torchvision": torchvision.__version__,
             },
         }
+
+
+def changed_settings(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names of the settings that differ, but for where things are."""
+    return sorted(key for key in then.keys() | now.keys() if key not in PLACES and then.get(key) != now.get(key))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A header as JSON knows it, which is how checkpoints and metrics.json keep it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def complete(folder: Path) -> bool:

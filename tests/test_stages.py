@@ -138,6 +138,27 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
     assert_equal_weights(results / stage.__name__ / "checkpoint.pt", finished / "checkpoint.pt")
 
 
+def test_stage_two_resumes_between_the_classifier_and_the_judge(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, tmp_path)
+    end_epoch = runs.Run.end_epoch
+
+    def stopped(run: runs.Run, *rest: object, **named: object) -> None:
+        if run.stage == "judge":
+            raise KeyboardInterrupt
+        end_epoch(run, *rest, **named)
+
+    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        mnist_classify_train.main(settings)
+    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
+    before = (tmp_path / "mnist_classify_train" / "metrics.json").read_text()
+    mnist_classify_train.main(dataclasses.replace(settings, resume=True))
+    assert (tmp_path / "mnist_classify_train" / "metrics.json").read_text() == before  # not trained again
+    assert_equal_weights(tmp_path / "judge" / "checkpoint.pt", chain / "judge" / "checkpoint.pt")
+
+
 def _without_seconds(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "seconds"}
 
