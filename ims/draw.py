@@ -46,7 +46,7 @@ def main(config: Config) -> None:
     for title, (ear, network, generator, _) in models.items():
         rows[title] = train_all.imagine(ear, network, generator, digits)[0]
     draw_rows(config.out / "imagined.png", rows)
-    draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[3:4], rows["sound-consistent"][3])
+    draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
     draw_epochs(config.out / "epochs.png", {title: config.results / name / "log.jsonl" for title, name in names.items()})
     soundscapes = config.results / "train_vggish" / "soundscapes.png"
     runs.write(config.out / "soundscapes.png", lambda path: shutil.copyfile(soundscapes, path))
@@ -79,7 +79,7 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
     axes[0].set_title("an image")
     seconds = torch.arange(sound.shape[1]) / ear.encoding.sample_rate
     axes[1].plot(seconds, sound[0], linewidth=0.2, color="black")
-    axes[1].set(title="its soundscape: the vOICe", xlabel="s", ylim=(-1, 1), yticks=(-1, 0, 1))
+    axes[1].set(title="its soundscape: the vOICe", xlabel="s", ylim=(-1, 1), yticks=())
     extent = (0, ear.frames * HOP / SAMPLE_RATE, 0, 64)
     axes[2].imshow(logmel[0, 0].T, origin="lower", aspect="auto", cmap="magma", vmin=-4.6, vmax=3, extent=extent)
     axes[2].set(title="what VGGish hears: a log-mel", xlabel="s", yticks=())
@@ -112,7 +112,7 @@ def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of the validation part")
-    axes[0].legend()
+    axes[2].legend(loc="upper left")
     save(path, figure)
 
 
