@@ -181,7 +181,7 @@ class VoiceTranslator(nn.Module):
             beyond = pixels - clipped
             leaking = clipped + leak * (beyond - beyond.detach())
             loudness = _loudness(leaking)
-            return torch.where(clipped > 0, loudness, leak * (loudness - loudness.detach()))
+            return torch.where(clipped > 0, loudness, loudness - loudness.detach())
 
     def _resized(self, images: Tensor) -> Tensor:
         """`(B, rows, columns)` float32 grey levels in 0..255."""

@@ -270,6 +270,16 @@ def test_sound_distance_is_zero_for_the_heard_image_and_leads_back_to_it() -> No
     assert train_all.sound_distance(ear, step, heard) < start
 
 
+def test_inaudible_detail_is_what_the_encoding_cannot_resolve() -> None:
+    ear = Ear(Encoding())
+    flat = torch.full((1, 1, 64, 64), 0.3)
+    checkered = flat + 0.5 * (-1.0) ** torch.arange(64)[:, None] * (-1.0) ** torch.arange(64)
+    assert train_all.inaudible_detail(ear, flat).item() < 1e-10
+    assert train_all.inaudible_detail(ear, checkered).item() == pytest.approx(0.25, rel=0.1)  # all of its variance
+    stroke = data.as_seen(data.load_heard("handwritten", "train", Path(), "cpu").images[:8])
+    assert train_all.inaudible_detail(ear, stroke).item() < 0.01
+
+
 # -- they learn something ----------------------------------------------------------------------------------------------
 
 

@@ -471,3 +471,19 @@ def test_an_impossible_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_an_impossible_type_is_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"images are {dtype}; the translator takes uint8, or floating point"):
         VoiceTranslator()(torch.zeros(1, 28, 28).to(dtype))
+
+
+def test_a_leak_changes_no_sound_and_lets_the_gradient_through_saturated_pixels() -> None:
+    translator = VoiceTranslator()
+    image = torch.zeros(1, 28, 28)
+    image[:, 5:20, 8:20] = 1.0  # white and black, all of it beyond the contrast's range
+    gradients = {}
+    for leak in (0.0, 0.5, 1.0):
+        leaf = image.clone().requires_grad_()
+        sound = translator(leaf, leak)
+        assert torch.equal(sound, translator(image))
+        translator.amplitudes(leaf, leak)[0, [0, 10], [0, 10]].sum().backward()  # one black pixel, one white
+        gradients[leak] = leaf.grad[0, [0, 10], [0, 10]]
+    assert gradients[0.0].abs().max() == 0
+    assert gradients[1.0].min() > 0
+    torch.testing.assert_close(gradients[0.5], gradients[1.0] / 2)
