@@ -87,5 +87,5 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
     runs.write(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
     plt.close(figure)
     gap = int(0.5 * ear.encoding.sample_rate)
-    wave = F.pad(sounds, (0, gap)).flatten().cpu().numpy()
+    wave = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu().numpy().T
     runs.write(folder / "soundscapes.wav", lambda path: soundfile.write(path, wave, ear.encoding.sample_rate, "PCM_16"))

@@ -38,11 +38,15 @@ class UserError(Exception):
     """A user's mistake. Its message is one sentence that says what is wrong, where, and what mends it."""
 
 
-def command_line(config_type: type, main: Callable[[Any], Any], description: str | None) -> None:
-    """Read the header `config_type` from the command line and run `main` with it. A user's mistake ends with one sentence
-    and exit code 2; Ctrl-C, with what it lost and exit code 130."""
+def command_line(config_type: type, main: Callable[[Any], Any], description: str | None, default: Any = None) -> None:
+    """Read the header `config_type`, starting from `default`, and run `main` with it. A user's mistake ends with one
+    sentence and exit code 2; Ctrl-C, with what it lost and exit code 130."""
     try:
-        main(tyro.cli(config_type, description=description))  # an impossible encoding: tyro says why, with exit code 2 too
+        try:
+            config = tyro.cli(config_type, description=description, default=default or config_type())
+        except ValueError as error:  # an impossible encoding; of a nested one tyro says it in its own words, with code 2 too
+            raise UserError(str(error)) from error
+        main(config)
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -155,7 +155,10 @@ class Ear(nn.Module):
         return self.hear(self.translator(images, leak))
 
     def hear(self, soundscapes: Tensor) -> Tensor:
-        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels."""
+        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In stereo, `(B, 2, samples)`,
+        the mean of the ears is heard, as Google's front end takes the mean of the channels."""
+        if soundscapes.dim() == 3:
+            soundscapes = soundscapes.mean(1)
         return self.logmel(F.pad(soundscapes, (0, self.silence)))[:, None, : self.frames]
 
 

@@ -1,21 +1,47 @@
 """The vOICe translator: a batch of images in, a batch of soundscapes out.
 
 An image is scanned from left to right in `seconds`. Each column sounds for an equal share of that time, each row of it
-as a sinusoid: the higher the row, the higher the pitch; the brighter the pixel, the louder. Source: P. B. L. Meijer, "An
-experimental system for auditory image representations", IEEE Trans. Biomed. Eng. 39(2):112-121, 1992, in the form in
-which Hu et al., "Listen to the Image", CVPR 2019, used it (rectangular time window, continuous grey levels, mono).
+as a sinusoid: the higher the row, the higher the pitch; the brighter the pixel, the louder. Sources: P. B. L. Meijer, "An
+experimental system for auditory image representations", IEEE Trans. Biomed. Eng. 39(2):112-121, 1992; his program hificode
+(1996; CC BY 4.0, seeingwithsound.com), which `Encoding.hificode()` reproduces to the last bit; and the form in which Hu et
+al., "Listen to the Image", CVPR 2019, used them (rectangular time window, continuous grey levels, mono), the default.
 
-    from voice_translator import Encoding, VoiceTranslator
-    soundscapes = VoiceTranslator(Encoding())(images)  # (B, 28, 28) uint8 -> (B, 16800) float32 in [-1, 1]
+As a library:
+
+    >>> from voice_translator import Encoding, VoiceTranslator, to_pcm16
+    >>> images = torch.zeros(8, 28, 28, dtype=torch.uint8)
+    >>> VoiceTranslator(Encoding())(images).shape  # samples in [-1, 1], differentiable in the image
+    torch.Size([8, 16800])
+    >>> soundscapes = VoiceTranslator(Encoding.hificode(stereo=True))(images)
+    >>> to_pcm16(soundscapes).shape, to_pcm16(soundscapes).dtype
+    (torch.Size([8, 2, 46304]), torch.int16)
+
+As a command, for any picture, folder or glob:
+
+    python voice_translator.py photo.jpg -o photo.wav --preset hificode --stereo
+    python voice_translator.py photo.jpg -o photo.wav --spectrogram photo.png   # the picture beside its sound's spectrogram
+    python voice_translator.py photos/ 'more/*.png' -o sounds/                  # in batches
+    python voice_translator.py --decode photo.wav -o decoded.png                # the image estimated from the sound
+    python voice_translator.py photo.jpg --decode photo.wav -o decoded.png      # and its correlation with the original
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
+from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor, nn
+
+# Samples that are made in one go: on the CPU more leave the cache, on the GPU fewer cost launches.
+CPU_TOGETHER, GPU_TOGETHER = 1 << 20, 1 << 27
+HEAD_METRES = 0.20  # between the ears
+SOUND_METRES_A_SECOND = 340.0
+Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +55,7 @@ class Encoding:
     columns: int = 28  # time steps; an image of another width is resized. Published: 28, MNIST's own
     lowest_hz: float = 80.0  # pitch of the lowest row. Published: 80
     highest_hz: float = 7600.0  # pitch of the highest row. Published: 7600
-    curve: Literal["exponential", "linear", "tanh"] = "exponential"  # row -> pitch. Published: all three are compared
+    curve: Curve = "exponential"  # row -> pitch. Published: exponential, linear and tanh are compared
     tanh_slope: float = 3.84  # of the tanh curve, over all rows. Published: 0.06 a row, which is 3.84 at 64 rows and
     # would leave only 1261..6294 Hz at 28; for that literal slope, set 0.06 * rows
     pitch_position: Literal["top", "middle", "bottom"] = "top"  # where the high pitch sits. Published: all are compared
@@ -37,22 +63,36 @@ class Encoding:
     sample_rate: int = 16000  # Hz. Published: 22050; VGGish hears at 16000, and 7600 Hz is below its Nyquist frequency,
     # so a soundscape made at 16000 needs no resampler, has 600 samples in each of 28 columns, and no tail
     contrast: float = 2.0  # px + contrast * (px - mean(px)). Published: 2
+    negative: bool = False  # dark is loud. Published: no
+    grey_levels: int | None = None  # equal steps, from silence to an amplitude of 1 over 30 dB (hificode: 16, so 2 dB each).
+    # None: continuous, as published
+    window: Literal["rectangular", "spline"] = "rectangular"  # of a column in time; spline: quadratic B-spline, which
+    # fades one column into the next (hificode). Published: rectangular
+    click: bool = False  # noise at the start of the scan, for 1/5 of a column, in the left ear (hificode). Published: none
+    smoothing: bool = False  # a second-order low-pass over the output (hificode's filter). Published: none
+    stereo: bool = False  # the scan passes from left to right, by delay, diffraction and fade (hificode). Published: mono
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns", "sample_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"encoding: {name} is {value!r}, but must be a whole number of at least 1.")
+        for name in ("rows", "columns", "sample_rate", "grey_levels"):
+            value, least = getattr(self, name), 2 if name == "grey_levels" else 1
+            if name == "grey_levels" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"encoding: {name} is {value!r}, but must be a whole number of at least {least}.")
         for name in ("lowest_hz", "highest_hz", "tanh_slope", "seconds", "contrast"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"encoding: {name} is {value!r}, but must be a finite number.")
         for name, choices in (
-            ("curve", ("exponential", "linear", "tanh")),
+            ("curve", ("exponential", "linear", "tanh", "mel", "bark")),
             ("pitch_position", ("top", "middle", "bottom")),
+            ("window", ("rectangular", "spline")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"encoding: {name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
+        for name in ("negative", "click", "smoothing", "stereo"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"encoding: {name} is {getattr(self, name)!r}, but must be True or False.")
         if not 0 < self.lowest_hz <= self.highest_hz:
             raise ValueError(
                 f"encoding: pitches from {self.lowest_hz} to {self.highest_hz} Hz do not rise; "
@@ -76,6 +116,14 @@ class Encoding:
         """The scheme of the paper's congenitally-blind model: 64 x 64, all else as for the late-blind."""
         return cls(rows=64, columns=64)
 
+    @classmethod
+    def hificode(cls, stereo: bool = False) -> "Encoding":
+        """The vOICe itself, as Meijer's program of 1996 has it. Of uint8 images, grey level = value // 16."""
+        return cls(
+            rows=64, columns=64, lowest_hz=500.0, highest_hz=5000.0, sample_rate=44100, contrast=0.0, grey_levels=16,
+            window="spline", click=True, smoothing=True, stereo=stereo,
+        )  # fmt: skip
+
     @property
     def samples(self) -> int:
         """Length of a soundscape, always even: 2 * floor(rate * seconds / 2)."""
@@ -88,29 +136,40 @@ class Encoding:
         return self.samples // self.columns
 
     def frequencies(self) -> Tensor:
-        """Pitch of each row in Hz, `(rows,)` float64, bottom row first."""
+        """Pitch of each row in Hz, `(rows,)` float64, bottom row first.
+
+        mel: D. O'Shaughnessy's 1127 ln(1 + f / 700); bark: H. Traunmüller's 26.81 f / (1960 + f) - 0.53 (J. Acoust. Soc.
+        Am. 88:97-100, 1990); in both the rows are equally far apart.
+        """
         rank = torch.arange(self.rows, dtype=torch.float64)
         position = rank / max(self.rows - 1, 1)
-        span = self.highest_hz - self.lowest_hz
+        low, high = self.lowest_hz, self.highest_hz
         if self.curve == "exponential":
-            hz = self.lowest_hz * (self.highest_hz / self.lowest_hz) ** position
+            hz = low * (high / low) ** position
         elif self.curve == "linear":
-            hz = self.lowest_hz + span * position
+            hz = low + (high - low) * position
+        elif self.curve == "mel":
+            hz = (700 + low) * ((700 + high) / (700 + low)) ** position - 700
+        elif self.curve == "bark":
+            low, high = low / (1960 + low), high / (1960 + high)
+            share = low + (high - low) * position
+            hz = 1960 * share / (1 - share)
         else:
-            hz = self.lowest_hz + span / 2 * (1 + torch.tanh(self.tanh_slope * (rank / self.rows - 0.5)))
+            hz = low + (high - low) / 2 * (1 + torch.tanh(self.tanh_slope * (rank / self.rows - 0.5)))
         return hz[self._ranks()]
 
     def phases(self) -> Tensor:
         """Phase of each row in radians, `(rows,)` float64, bottom row first: one fixed set per encoding.
 
-        A linear congruential stream (9301 r + 49297 mod 233280, from 0), as in Meijer's published program. The
-        published congenitally-blind encoder drew new phases at every call, so that one image had many sounds.
+        From 0, as in Meijer's program. The published congenitally-blind encoder drew new phases at every call, so that one
+        image had many sounds.
         """
-        r, phases = 0, []
-        for _ in range(self.rows):
-            r = (9301 * r + 49297) % 233280
-            phases.append(2 * math.pi * r / 233280)
-        return torch.tensor(phases, dtype=torch.float64)[self._ranks()]
+        return 2 * math.pi * _uniform(self.rows)[self._ranks()]
+
+    def click_samples(self) -> Tensor:
+        """The noise at the start in [-1, 1), `(samples of 1/5 column,)` float64; none without `click`."""
+        count = self.samples // (5 * self.columns) if self.click else 0
+        return 2 * _uniform(self.rows + count)[self.rows :] - 1
 
     def _ranks(self) -> Tensor:
         """The frequency rank that each row plays, `(rows,)`, bottom row first. Phases move with their frequencies."""
@@ -122,11 +181,21 @@ class Encoding:
         return ranks
 
 
+def _uniform(count: int) -> Tensor:
+    """The first numbers in [0, 1) of the linear congruential stream of Meijer's program, 9301 r + 49297 mod 233280."""
+    r, drawn = 0, []
+    for _ in range(count):
+        r = (9301 * r + 49297) % 233280
+        drawn.append(r / 233280)
+    return torch.tensor(drawn, dtype=torch.float64)
+
+
 class VoiceTranslator(nn.Module):
     """Images -> soundscapes, for a batch at once, differentiable in the image, the same on the CPU and the GPU.
 
     Between two clips, of the grey levels and of the samples, the sound is a fixed linear map of the amplitudes. So each
     column is one product of `(B, rows)` amplitudes with a `(rows, samples)` bank of sinusoids that is computed once.
+    It computes in float32; in float64 after `.double()`, and never in less, whatever the model around it is cast to.
 
     Args:
         encoding: the scheme; kept as the attribute `encoding`.
@@ -135,14 +204,36 @@ class VoiceTranslator(nn.Module):
     def __init__(self, encoding: Encoding = Encoding()) -> None:
         super().__init__()
         self.encoding = encoding
-        per_column, used = encoding.samples_per_column, encoding.samples_per_column * encoding.columns
-        seconds = torch.arange(encoding.samples, dtype=torch.float64) / encoding.sample_rate
-        # float64 until here: the phase of the last sample is some 50,000 radians, of which float32 loses 0.004.
-        waves = torch.sin(2 * math.pi * encoding.frequencies()[:, None] * seconds + encoding.phases()[:, None])
-        waves = (0.5 / math.sqrt(encoding.rows) * waves).flip(0).float()  # top row first, as in an image
-        bank = waves[:, :used].reshape(encoding.rows, encoding.columns, per_column).transpose(0, 1).contiguous()
-        self.register_buffer("bank", bank, persistent=False)  # columns x rows x samples_per_column
-        self.register_buffer("tail", waves[:, used:].contiguous(), persistent=False)  # rows x (samples - used)
+        self._make_bank(torch.float32, torch.device("cpu"))
+
+    def _make_bank(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Everything that is computed once. In float64 until the end: the phase of the last sample is some 50,000 radians,
+        of which float32 loses 0.004."""
+        encoding = self.encoding
+        columns, per_column = encoding.columns, encoding.samples_per_column
+        waves = _ears(encoding).flip(1)  # channels x rows, the top row first, as in an image x samples
+        waves *= 0.5 / math.sqrt(encoding.rows)
+        used = columns * per_column
+        bank = waves[..., :used].unflatten(2, (columns, per_column)).permute(2, 1, 0, 3).flatten(2)
+        q = torch.arange(per_column, dtype=torch.float64) / max(per_column - 1, 1)  # time within a column
+        buffers = {
+            "bank": bank,  # columns x rows x (channels * samples_per_column)
+            "tail": waves[..., used:].transpose(0, 1).flatten(1),  # rows x (channels * (samples - used))
+            "powers": torch.stack([q, q * q]),  # 2 x samples_per_column
+            "click": encoding.click_samples(),
+            "smoother": _smoother(encoding, torch.finfo(dtype).eps),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer.to(device, dtype).contiguous(), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """`.to()` and its kin. The bank is computed anew in another precision: a cast would keep the errors of the old."""
+        before = self.bank.dtype
+        super()._apply(fn, recurse)
+        after = self.bank.dtype
+        if after != before:
+            self._make_bank(torch.float64 if after == torch.float64 else torch.float32, self.bank.device)
+        return self
 
     def forward(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """Translate images to soundscapes.
@@ -151,48 +242,116 @@ class VoiceTranslator(nn.Module):
             images: `(B, H, W)` or `(B, 1, H, W)`, uint8 in 0..255 or floating point in [0, 1]; black is silent. Another
                 size than the encoding's is resized: bilinear with antialiasing when an edge shrinks, else to the
                 nearest pixel (as the paper enlarges MNIST).
-            leak: share of the gradient that passes a grey level which the contrast drives beyond black or white. It changes
-                no sound. 0 is the true gradient: none reaches such a pixel, be it right or wrong.
+            leak: share of the gradient that passes where the true one is none: a grey level that the contrast drives beyond
+                black or white, and the rounding to `grey_levels`. It changes no sound. 0 is the true gradient.
 
         Returns:
-            `(B, samples)` float32 in [-1, 1], at `encoding.sample_rate`.
+            `(B, samples)`, or `(B, 2, samples)` in stereo, left first; float32 in [-1, 1], at `encoding.sample_rate`.
 
         Raises:
             ValueError: if the shape or the type is another.
         """
-        amplitudes = self.amplitudes(images, leak).permute(2, 0, 1)  # columns x B x rows
-        with torch.autocast(images.device.type, enabled=False):  # bfloat16 would leave 8 bits of the sound
-            sound = torch.bmm(amplitudes, self.bank).transpose(0, 1).flatten(1)  # B x (columns * samples_per_column)
-            if self.tail.shape[1]:
-                sound = torch.cat([sound, amplitudes[-1] @ self.tail], dim=1)
-        return sound.clamp(-1, 1)
+        amplitudes = self.amplitudes(images, leak)
+        together = max(1, (GPU_TOGETHER if amplitudes.is_cuda else CPU_TOGETHER) // self.bank[:, 0].numel())
+        if len(amplitudes) <= together:
+            return _clip(self.sound(amplitudes))
+        parts = amplitudes.split(together)
+        if torch.is_grad_enabled() and amplitudes.requires_grad:
+            return torch.cat([_clip(self.sound(part)) for part in parts])
+        first = _clip(self.sound(parts[0]))
+        sounds = first.new_empty(len(amplitudes), *first.shape[1:])
+        sounds[:together] = first
+        for place, part in zip(sounds.split(together)[1:], parts[1:], strict=True):
+            place.copy_(_clip(self.sound(part)))
+        return sounds
+
+    def sound(self, amplitudes: Tensor) -> Tensor:
+        """`(B, rows, columns)` amplitudes, top row first -> the soundscapes of `forward` before they are clipped to [-1, 1];
+        linear in the amplitudes, but for the click."""
+        encoding = self.encoding
+        per_column = encoding.samples_per_column
+        with torch.autocast(amplitudes.device.type, enabled=False):  # bfloat16 would leave 8 bits of the sound
+            levels = amplitudes.permute(2, 0, 1)  # columns x B x rows
+            # Of the spline, 0.5 (1 - q)^2 of the column before + (0.5 + q - q^2) of this + 0.5 q^2 of the one behind, the
+            # three powers of q are taken out, so that all of them meet the same bank.
+            polynomial = [levels]
+            if encoding.window == "spline":
+                before, behind = torch.cat([levels[:1], levels[:-1]]), torch.cat([levels[1:], levels[-1:]])
+                polynomial = [(before + levels) / 2, levels - before, (before + behind) / 2 - levels]
+            sound = self._windowed(torch.bmm(torch.cat(polynomial, 1), self.bank), per_column)
+            sound = sound.permute(1, 2, 0, 3).flatten(2)  # B x channels x (columns * samples_per_column)
+            if self.tail.shape[1]:  # the last column goes on; its window begins again, as in hificode
+                last = torch.cat([level[-1] for level in polynomial])
+                tail = self._windowed((last @ self.tail)[None], encoding.samples - encoding.columns * per_column)[0]
+                sound = torch.cat([sound, tail], 2)
+            if encoding.click:
+                count = len(self.click)
+                clicked = torch.cat([self.click.expand(len(sound), 1, count), sound[:, 1:, :count]], 1)
+                sound = torch.cat([clicked, sound[:, :, count:]], 2)
+            if encoding.smoothing:
+                # A matrix product of overlapping blocks; a convolution of a single channel is a hundred times as slow.
+                reach, block = self.smoother.shape
+                padded = F.pad(sound.flatten(0, 1), (reach - block, -encoding.samples % block))
+                smooth = (padded.unfold(1, reach, block) @ self.smoother).flatten(1)
+                sound = smooth[:, : encoding.samples].view_as(sound)
+            return sound if encoding.stereo else sound[:, 0]
+
+    def _windowed(self, products: Tensor, length: int) -> Tensor:
+        """Each column's products with the bank, `(columns, powers * B, channels * length)` -> its sound, `(columns, B,
+        channels, length)`."""
+        channels = 2 if self.encoding.stereo else 1
+        products = products.unflatten(2, (channels, length))
+        if self.encoding.window == "rectangular":
+            return products
+        constant, linear, quadratic = products.chunk(3, 1)
+        powers = self.powers[:, :length]
+        if len(powers[0]) < length:  # a tail longer than a column
+            powers = powers.repeat(1, math.ceil(length / len(powers[0])))[:, :length]
+        return constant.addcmul(linear, powers[0]).addcmul(quadratic, powers[1])
 
     def amplitudes(self, images: Tensor, leak: float = 0.0) -> Tensor:
-        """The amplitude of every row and column, `(B, rows, columns)` float32, top row first: 0 for black, else
-        10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. Arguments as in `forward`."""
-        pixels = self._resized(images)
+        """The amplitude of every row and column, `(B, rows, columns)`, top row first: 0 for black, else
+        10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. With n `grey_levels`,
+        10 ^ (1.5 (L / (n - 1) - 1)) of the level L = floor(n px / 256). Arguments as in `forward`."""
+        pixels = self.resized(images)
         with torch.autocast(images.device.type, enabled=False):
+            if self.encoding.negative:
+                pixels = 255 - pixels
             mean = pixels.mean(dim=(1, 2), keepdim=True)
             pixels = pixels + self.encoding.contrast * (pixels - mean)
             clipped = pixels.clamp(0, 255)
             if not leak:
-                return torch.where(clipped > 0, _loudness(clipped), 0)
+                return self._loudness(clipped)
             # In value the same; in gradient, that of the clipped level's loudness, leaking where there would be none.
             beyond = pixels - clipped
             leaking = clipped + leak * (beyond - beyond.detach())
-            loudness = _loudness(leaking)
-            return torch.where(clipped > 0, loudness, loudness - loudness.detach())
+            return self._loudness(leaking, leak)
 
-    def _resized(self, images: Tensor) -> Tensor:
-        """`(B, rows, columns)` float32 grey levels in 0..255."""
+    def _loudness(self, pixels: Tensor, leak: float = 0.0) -> Tensor:
+        levels = self.encoding.grey_levels
+        if levels is None:
+            audible, exponent = pixels > 0, (pixels / 16 - 15) / 10
+        else:
+            # The 1e-4 of a level: 16 / 255 * 255 may fall just below 16.
+            level = torch.floor(pixels.detach() * (levels / 256) + 1e-4)
+            audible = level > 0
+            if leak:
+                slope = leak * pixels * (levels / 256)
+                level = level + (slope - slope.detach())
+            exponent = 1.5 * (level / (levels - 1) - 1)
+        loudness = 10**exponent
+        return torch.where(audible, loudness, loudness - loudness.detach() if leak else 0)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """`(B, rows, columns)` grey levels in 0..255."""
         if images.dim() == 4 and images.shape[1] == 1:
             images = images[:, 0]
         if images.dim() != 3 or 0 in images.shape[1:]:
             raise ValueError(f"images have the shape {tuple(images.shape)}; the translator takes (B, H, W) or (B, 1, H, W).")
         if images.dtype == torch.uint8:
-            pixels = images.float()
+            pixels = images.to(self.bank.dtype)
         elif images.is_floating_point():
-            pixels = images.float() * 255
+            pixels = images.to(self.bank.dtype) * 255
         else:
             raise ValueError(f"images are {images.dtype}; the translator takes uint8, or floating point in [0, 1].")
         size = (self.encoding.rows, self.encoding.columns)
@@ -203,5 +362,221 @@ class VoiceTranslator(nn.Module):
         return F.interpolate(pixels[:, None], size, **mode)[:, 0]
 
 
-def _loudness(pixels: Tensor) -> Tensor:
-    return 10 ** ((pixels / 16 - 15) / 10)
+def _ears(encoding: Encoding) -> Tensor:
+    """The sinusoid of every row at every sample, as each ear has it: `(1 or 2, rows, samples)` float64, bottom row first."""
+    hz, phases = encoding.frequencies()[:, None], encoding.phases()[:, None]
+    seconds = torch.arange(encoding.samples, dtype=torch.float64) / encoding.sample_rate
+    left = torch.sin(2 * math.pi * hz * seconds + phases)
+    if not encoding.stereo:
+        return left[None]
+    scanned = torch.arange(encoding.samples, dtype=torch.float64) / max(encoding.samples - 1, 1)  # 0 at the left, 1 right
+    azimuth = (scanned - 0.5) * 2 * math.pi / 3  # radians: 60 degrees to either side
+    detour = 0.5 * HEAD_METRES * (azimuth + azimuth.sin())  # metres further to the right ear; negative: nearer
+    arrival = seconds + detour / SOUND_METRES_A_SECOND
+    right = torch.where(arrival < 0, 0, torch.sin(2 * math.pi * hz * arrival + phases))
+    shade = (SOUND_METRES_A_SECOND / hz / detour.abs()).clamp(max=1)  # of the far ear, by diffraction around the head
+    left *= torch.where(azimuth < 0, 1, shade) * (1 - 0.7 * scanned)
+    right *= torch.where(azimuth < 0, shade, 1) * (0.3 + 0.7 * scanned)
+    return torch.stack([left, right])
+
+
+def _smoother(encoding: Encoding, precision: float) -> Tensor:
+    """hificode's second-order filter, as the matrix from `before + block` samples to the last `block` of them, filtered,
+    `(before + block, block)` float64: two equal one-pole smoothers; their response ends where it falls below `precision`."""
+    pole = encoding.sample_rate / (encoding.sample_rate + 8 * math.pi * encoding.frequencies().max().item())
+    n = torch.arange(100_000, dtype=torch.float64)
+    response = (1 - pole) ** 2 * (n + 1) * pole**n
+    taps = int((response > precision / 8).nonzero().max()) + 1
+    block = max(32, taps)
+    delay = torch.arange(block) + taps - 1 - torch.arange(taps - 1 + block)[:, None]
+    return torch.where((delay >= 0) & (delay < taps), response[delay.clamp(0, taps - 1)], 0)
+
+
+def _clip(sound: Tensor) -> Tensor:
+    """To [-1, 1]. Half a 16-bit step beyond -1 the quantiser gives -32768, at -1 itself -32767; that the two differ must
+    survive the clip, or loud soundscapes were not hificode's: so -1 is kept for the former."""
+    nearly = -1 + torch.finfo(sound.dtype).eps / 2
+    return torch.where(sound <= -1 - 2**-16, -1, sound.clamp(nearly, 1))
+
+
+def to_pcm16(soundscapes: Tensor) -> Tensor:
+    """hificode's 16-bit quantiser: soundscapes in [-1, 1], of any shape -> int16. It truncates 32768 y + 0.5 towards zero;
+    -1, which stands for all that was clipped there, is -32768.
+
+    Raises:
+        ValueError: if they are not finite floating-point numbers.
+    """
+    if not soundscapes.is_floating_point() or not soundscapes.isfinite().all():
+        raise ValueError("to_pcm16 takes soundscapes of finite floating-point numbers in [-1, 1].")
+    wide = torch.where(soundscapes <= -1, -2, soundscapes.double())
+    return (32768 * wide + 0.5).clamp(-32768, 32767).trunc().to(torch.int16)
+
+
+def estimate_image(soundscape: Tensor, encoding: Encoding) -> Tensor:
+    """The way back: the image that sounds like this, by least squares. Meijer checked his device so, by an inverse mapping.
+
+    Where the sound did not clip it is linear in the amplitudes, whatever the scheme, so LSQR (C. Paige and M. Saunders, ACM
+    Trans. Math. Softw. 8(1):43-71, 1982) inverts the translator itself. Rows whose pitches lie closer than a column can
+    resolve stay blurred.
+
+    Args:
+        soundscape: `(samples,)`, or `(2, samples)` in stereo, in [-1, 1].
+        encoding: the scheme by which it was made.
+
+    Returns:
+        `(rows, columns)` float64 in [0, 1], as it sounded: after the contrast, which cannot be undone where it saturates;
+        in grey levels where the encoding has them. A negative is turned back.
+
+    Raises:
+        ValueError: if the sound does not have the encoding's length and channels.
+    """
+    shape = (2, encoding.samples) if encoding.stereo else (encoding.samples,)
+    if tuple(soundscape.shape) != shape or not soundscape.is_floating_point() or not soundscape.isfinite().all():
+        raise ValueError(
+            f"the sound has the shape {tuple(soundscape.shape)}, but the encoding makes finite samples of {shape}; "
+            "give the encoding that it was made with."
+        )
+    translator = VoiceTranslator(encoding).double()
+    heard = soundscape.detach().double().cpu()
+    known = heard.abs() < 1 - 2**-14  # what was clipped says only that it was loud
+    grid = (1, encoding.rows, encoding.columns)
+    silence = translator.sound(torch.zeros(grid, dtype=torch.float64))[0]  # but for the click
+
+    def sounded(amplitudes: np.ndarray) -> np.ndarray:
+        sound = translator.sound(torch.from_numpy(amplitudes).view(grid))[0]
+        return ((sound - silence) * known).flatten().numpy()
+
+    def transposed(samples: np.ndarray) -> np.ndarray:
+        amplitudes = torch.zeros(grid, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(
+            translator.sound(amplitudes)[0], amplitudes, torch.from_numpy(samples).view(shape) * known
+        )
+        return gradient.flatten().numpy()
+
+    size = (math.prod(shape), math.prod(grid))
+    scheme = LinearOperator(size, matvec=sounded, rmatvec=transposed, dtype=np.float64)
+    solution = lsqr(scheme, ((heard - silence) * known).flatten().numpy(), damp=1e-3, iter_lim=100)[0]
+    amplitudes = torch.from_numpy(solution).view(grid[1:]).clamp(min=1e-9)
+    if encoding.grey_levels is None:
+        pixels = (16 * (10 * amplitudes.log10() + 15) / 255).clamp(0, 1)
+    else:
+        top = encoding.grey_levels - 1
+        pixels = ((amplitudes.log10() / 1.5 + 1) * top).round().clamp(0, top) / top
+    return 1 - pixels if encoding.negative else pixels
+
+
+PRESETS = {
+    "late-blind": Encoding,
+    "congenitally-blind": Encoding.congenitally_blind,
+    "hificode": Encoding.hificode,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    pictures: tyro.conf.Positional[tuple[Path, ...]] = ()  # pictures, folders of pictures, or globs in quotes
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = (
+        None  # .wav or .flac; of several pictures, a folder; with
+    )
+    # --decode, .png
+    format: Literal["wav", "flac"] = "wav"  # of the sounds in a folder
+    spectrogram: Path | None = None  # .png: the picture beside the spectrogram of its sound
+    decode: Path | None = None  # a soundscape, whose image is estimated
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    batch: int = 64  # pictures that are translated together
+
+    preset: Literal["late-blind", "congenitally-blind", "hificode"] = "late-blind"  # where the flags below start from
+    encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
+
+
+def main(config: Config) -> None:
+    """The command; see the top of this file."""
+    import pictures  # only the command needs Pillow, soundfile and matplotlib
+    import runs
+
+    if config.output is None and config.spectrogram is None:
+        raise runs.UserError("nothing would be written; give -o, or --spectrogram.")
+    if config.batch < 1:
+        raise runs.UserError(f"--batch is {config.batch}, but must be at least 1.")
+    paths = pictures.find(config.pictures)
+    encoding = config.encoding
+    if config.decode is not None:
+        _decode(config, paths)
+        return
+    if not paths:
+        raise runs.UserError("no picture is given; name one, a folder of them, or a glob in quotes.")
+    several = len(paths) > 1 or config.pictures[0].is_dir()
+    if several and config.spectrogram is not None:
+        raise runs.UserError(f"--spectrogram draws one picture, but {len(paths)} are given; name one.")
+    if several and config.output.suffix.lower() in pictures.SOUNDS:
+        raise runs.UserError(f"{config.output} is one sound, but {len(paths)} pictures are given; name a folder with -o.")
+    outputs = [config.output]
+    if several:
+        outputs = [config.output / f"{path.stem}.{config.format}" for path in paths]
+        twice = next((path for path, output in zip(paths, outputs, strict=True) if outputs.count(output) > 1), None)
+        if twice is not None:
+            raise runs.UserError(f"two pictures would become {twice.stem}.{config.format}; rename one of them.")
+
+    device = runs.choose_device(config.device)
+    translator = VoiceTranslator(encoding).to(device)
+    refused = []
+    batches = list(zip(paths, outputs, strict=True))
+    batches = [batches[i : i + config.batch] for i in range(0, len(batches), config.batch)]
+    for batch in runs.progress(batches, "pictures"):
+        images, kept = [], []
+        for path, output in batch:
+            try:
+                images.append(translator.resized(pictures.read(path).to(device)[None]) / 255)
+                kept.append(output)
+            except runs.UserError as error:
+                refused.append(str(error))
+        if not images:
+            continue
+        with torch.no_grad():
+            soundscapes = translator(torch.cat(images)).cpu()
+        for output, pcm in zip(kept, to_pcm16(soundscapes), strict=True):
+            if output is not None:
+                pictures.write_sound(output, pcm, encoding.sample_rate)
+    if config.spectrogram is not None and not refused:
+        low, high = encoding.frequencies().aminmax()
+        log = encoding.curve in ("exponential", "mel", "bark")
+        pictures.draw_spectrogram(
+            config.spectrogram, images[0][0].cpu(), soundscapes[0], encoding.sample_rate, (low.item(), high.item()), log
+        )
+    if refused:
+        raise runs.UserError(f"{len(refused)} of {len(paths)} pictures were not read: " + " ".join(refused))
+    written = [str(path) for path in (config.output, config.spectrogram) if path is not None]
+    print(f"{len(paths)} picture(s) as {encoding.seconds} s of sound each, {encoding.sample_rate} Hz. {', '.join(written)}")
+
+
+def _decode(config: Config, originals: list[Path]) -> None:
+    import pictures
+    import runs
+
+    if config.output is None or config.spectrogram is not None or len(originals) > 1:
+        raise runs.UserError("--decode makes one image; give it a name with -o, at most one picture, and no --spectrogram.")
+    encoding = config.encoding
+    original = pictures.read(originals[0]) if originals else None
+    shape = (2, encoding.samples) if encoding.stereo else (encoding.samples,)
+    image = estimate_image(pictures.read_sound(config.decode, encoding.sample_rate, shape), encoding)
+    pictures.write(config.output, image)
+    said = ""
+    if original is not None:
+        pair = torch.stack([image, VoiceTranslator(encoding).double().resized(original[None])[0]]).flatten(1)
+        said = f" Its correlation with {originals[0]} is {pair.corrcoef()[0, 1]:.4f}."
+    print(f"the image that sounds like {config.decode}, {encoding.rows} x {encoding.columns}: {config.output}.{said}")
+
+
+def _command() -> None:
+    import argparse
+
+    import runs
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the preset first: it sets the flags' defaults
+    early.add_argument("--preset")
+    preset = PRESETS.get(early.parse_known_args()[0].preset, Encoding)
+    runs.command_line(Config, main, __doc__, default=Config(encoding=preset()))
+
+
+if __name__ == "__main__":
+    _command()
