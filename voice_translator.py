@@ -330,17 +330,17 @@ class VoiceTranslator(nn.Module):
     def _loudness(self, pixels: Tensor, leak: float = 0.0) -> Tensor:
         levels = self.encoding.grey_levels
         if levels is None:
-            audible, exponent = pixels > 0, (pixels / 16 - 15) / 10
+            silent, exponent = pixels <= 0, (pixels / 16 - 15) / 10
         else:
             # The 1e-4 of a level: 16 / 255 * 255 may fall just below 16.
             level = torch.floor(pixels.detach() * (levels / 256) + 1e-4)
-            audible = level > 0
+            silent = level <= 0
             if leak:
                 slope = leak * pixels * (levels / 256)
                 level = level + (slope - slope.detach())
             exponent = 1.5 * (level / (levels - 1) - 1)
         loudness = 10**exponent
-        return torch.where(audible, loudness, loudness - loudness.detach() if leak else 0)
+        return torch.where(silent, loudness - loudness.detach() if leak else 0, loudness)
 
     def resized(self, images: Tensor) -> Tensor:
         """`(B, rows, columns)` grey levels in 0..255."""

@@ -434,7 +434,7 @@ def test_the_translator_has_nothing_to_train_or_to_save() -> None:
             for name in ("lowest_hz", "highest_hz", "tanh_slope", "seconds", "contrast")
             for value in (math.nan, math.inf, "1")
         ],
-        ({"curve": "mel"}, "curve is 'mel', but must be one of exponential, linear, tanh"),
+        ({"curve": "erb"}, "curve is 'erb', but must be one of exponential, linear, tanh, mel, bark"),
         ({"pitch_position": "left"}, "pitch_position is 'left', but must be one of top, middle, bottom"),
         ({"lowest_hz": 0.0}, "from 0.0 to 7600.0 Hz do not rise"),
         ({"lowest_hz": -80.0}, "from -80.0 to 7600.0 Hz do not rise"),

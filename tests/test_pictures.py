@@ -1,0 +1,212 @@
+"""The translator's command, as people use it, and the files that it reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import pictures
+import runs
+import voice_translator
+from voice_translator import Config, Encoding, VoiceTranslator, main, to_pcm16
+
+E = Encoding(rows=8, columns=6, seconds=0.1)
+RAMP = np.linspace(0, 255, 20 * 30).round().astype(np.uint8).reshape(20, 30)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(RAMP).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "voice_translator.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def sound_of(image: np.ndarray, e: Encoding) -> np.ndarray:
+    return to_pcm16(VoiceTranslator(e)(torch.from_numpy(image.copy())[None]))[0].numpy().T
+
+
+def test_a_photo_becomes_a_stereo_soundscape_and_a_picture_of_it(photo: Path) -> None:
+    flags = ("--preset", "hificode", "--stereo", "--spectrogram", "seen.png", "--device", "cpu")
+    done = command("photo.png", "-o", "photo.wav", *flags, cwd=photo.parent)
+    assert done.returncode == 0, done.stderr
+    samples, rate = soundfile.read(photo.with_suffix(".wav"), dtype="int16")
+    assert (rate, samples.shape) == (44100, (46304, 2))
+    assert np.abs(samples.astype(int) - sound_of(RAMP, Encoding.hificode(stereo=True))).max() <= 1
+    with Image.open(photo.parent / "seen.png") as seen:
+        assert seen.width > 1000
+
+
+def test_flags_start_from_the_preset_and_an_impossible_one_is_refused_in_one_line(
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["voice_translator.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            voice_translator._command()
+        return stopped.value.code
+
+    assert command(str(photo), "-o", "x.wav", "--rows", "64", "--highest-hz", "9000") == 2
+    assert capsys.readouterr().err == (
+        "voice_translator.py: encoding: highest_hz 9000.0 lies above 8000.0 Hz, the Nyquist frequency; lower it or raise "
+        "sample_rate.\n"
+    )
+    assert command("--preset", "hificode", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "default: 44100" in shown
+    assert "--tanh-slope" in shown
+
+
+def test_a_folder_and_a_glob_become_a_folder_of_sounds(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 6)).astype(np.uint8)
+    for name, image in zip("edcba", images, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+    (folder / "notes.txt").write_text("no picture")
+    main(Config((folder,), tmp_path / "sounds", encoding=E, batch=2, device="cpu"))
+    main(Config((folder / "[ab].png",), tmp_path / "flac", format="flac", encoding=E, device="cpu"))
+    assert sorted(path.name for path in (tmp_path / "sounds").iterdir()) == [f"{name}.wav" for name in "abcde"]
+    assert sorted(path.name for path in (tmp_path / "flac").iterdir()) == ["a.flac", "b.flac"]
+    for name, image in zip("edcba", images, strict=True):
+        samples, rate = soundfile.read(tmp_path / "sounds" / f"{name}.wav", dtype="int16")
+        assert rate == 16000
+        assert np.abs(samples.astype(int) - sound_of(image, E)).max() <= 1
+    assert soundfile.info(tmp_path / "flac" / "a.flac").subtype == "PCM_16"
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+def test_there_and_back(photo: Path, stereo: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0, stereo=stereo)
+    sound, back = photo.with_suffix(".flac"), photo.parent / "back.png"
+    main(Config((photo,), sound, encoding=e, device="cpu"))
+    main(Config((photo,), back, decode=sound, encoding=e))
+    assert "Its correlation with" in capsys.readouterr().out.splitlines()[-1]
+    with Image.open(back) as image:
+        shrunk = VoiceTranslator(e).resized(torch.from_numpy(RAMP)[None])[0].numpy()
+        np.testing.assert_allclose(np.asarray(image), shrunk, rtol=0, atol=6)
+
+
+def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:60])
+    with pytest.raises(runs.UserError, match=r"1 of 2 pictures were not read: .*bad.png is damaged"):
+        main(Config((photo, tmp_path / "bad.png"), tmp_path / "out", encoding=E, device="cpu"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo.wav"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing would be written; give -o, or --spectrogram"),
+        ({"output": "x.wav", "pictures": ()}, "no picture is given"),
+        ({"output": "x.mp3"}, "x.mp3 has no ending of a sound; name it .wav or .flac"),
+        ({"spectrogram": "x.txt"}, "x.txt has no ending of a picture; name it .png"),
+        ({"output": "x.wav", "pictures": ("photo.png", "photo.png", "other.png")}, "x.wav is one sound, but 2 pictures"),
+        ({"spectrogram": "x.png", "pictures": ("photo.png", "other.png")}, "draws one picture, but 2 are given"),
+        ({"output": "x", "pictures": ("photo.png", "photo.jpg")}, "two pictures would become photo.wav"),
+        ({"output": "x.wav", "pictures": ("nothing*.png",)}, "names no picture; give a picture, a folder"),
+        ({"output": "x.wav", "batch": 0}, "--batch is 0"),
+        ({"decode": "photo.wav", "spectrogram": "x.png"}, "--decode makes one image"),
+        ({"decode": "missing.wav", "output": "x.png"}, "missing.wav is missing; give a WAV or FLAC file"),
+        ({"decode": "photo.png", "output": "x.png"}, "photo.png is damaged, or no sound that libsndfile reads"),
+        (
+            {"decode": "other.wav", "output": "x.png"},
+            r"other.wav has 50 samples at 8000 Hz in 1 channel\(s\), but .* 1600 at",
+        ),
+        ({"decode": "right.wav", "output": "x.foo"}, "x.foo has no ending of a picture"),
+        ({"output": "file/x.wav"}, "file/x.wav cannot be written"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(photo: Path, settings: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photo.parent)
+    for name in ("other.png", "photo.jpg"):
+        Image.fromarray(RAMP).save(name)
+    soundfile.write("other.wav", np.zeros(50), 8000)
+    soundfile.write("right.wav", np.zeros(E.samples), E.sample_rate)
+    Path("file").touch()
+    settings = {"pictures": ("photo.png",), "encoding": E, "device": "cpu", **settings}
+    settings["pictures"] = tuple(Path(name) for name in settings["pictures"])
+    settings |= {name: Path(settings[name]) for name in ("output", "spectrogram", "decode") if name in settings}
+    before = sorted(Path().iterdir())
+    with pytest.raises(runs.UserError, match=message):
+        main(Config(**settings))
+    assert sorted(Path().iterdir()) == before
+
+
+# Pictures, which are not trusted.
+
+
+def test_pictures_of_every_kind(tmp_path: Path) -> None:
+    colours = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], 2)
+    grey = np.asarray(Image.fromarray(colours).convert("L")).astype(int)
+    half = np.dstack([colours, np.full((20, 30), 128, np.uint8)])
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    saved = {  # file -> what is to be read, and how far off it may be
+        "l.png": (Image.fromarray(RAMP), {}, RAMP, 0),
+        "rgb.bmp": (Image.fromarray(colours), {}, grey, 0),
+        "wide.png": (Image.fromarray(RAMP.astype(np.uint16) * 257), {}, RAMP, 0),
+        "wide.tif": (Image.fromarray(RAMP.astype(np.int32) * 257), {}, RAMP, 0),
+        "alpha.png": (Image.fromarray(half), {}, grey * 128 / 255, 1),  # over black
+        "palette.gif": (Image.fromarray(RAMP).quantize(256), {}, RAMP, 1),
+        "cmyk.jpg": (Image.fromarray(colours).convert("CMYK"), {"quality": 100}, grey, 12),
+        "bilevel.png": (Image.fromarray(RAMP > 127), {}, (RAMP > 127) * 255, 0),
+        "animated.gif": (Image.fromarray(RAMP), {"save_all": True, "append_images": [Image.new("L", (30, 20))]}, RAMP, 1),
+        "turned.jpg": (Image.fromarray(RAMP), {"exif": turned, "quality": 100}, np.rot90(RAMP, -1), 4),
+        "dot.png": (Image.new("L", (1, 1), 7), {}, np.array([[7]]), 0),
+    }
+    for name, (picture, how, expected, tolerance) in saved.items():
+        picture.save(tmp_path / name, **how)
+        image = pictures.read(tmp_path / name)
+        assert image.dtype == torch.uint8, name
+        assert image.shape == expected.shape, name
+        assert np.abs(image.int().numpy() - expected).max() <= tolerance, name
+
+
+def test_a_transparent_palette_is_read_over_black(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    picture.putpalette([255, 255, 255, 200, 200, 200])
+    picture.save(tmp_path / "p.png", transparency=0)
+    assert pictures.read(tmp_path / "p.png").tolist() == [[0, 200]]
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    Image.fromarray(RAMP[:10, :10]).save(tmp_path / "small.png")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(runs.UserError, match="huge.png has more than 64 million pixels; make it smaller"):
+        pictures.read(tmp_path / "huge.png")
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 99)
+    with pytest.raises(runs.UserError, match="small.png has more than"):
+        pictures.read(tmp_path / "small.png")
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path, photo: Path) -> None:
+    whole = photo.read_bytes()
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
+    for name, content in {"cut.png": whole[: len(whole) // 2], "empty.png": b"", "text.png": b"hello"}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("cut.png", "empty.png", "text.png", "float.tif"):
+        with pytest.raises(runs.UserError, match=f"{name} is damaged, or no picture that Pillow reads"):
+            pictures.read(tmp_path / name)
+    with pytest.raises(runs.UserError, match="missing.png is missing; give a picture"):
+        pictures.read(tmp_path / "missing.png")
+    soundfile.write(tmp_path / "nan.wav", np.full(E.samples, np.nan), E.sample_rate, "FLOAT")
+    with pytest.raises(runs.UserError, match="holds samples that are no numbers"):
+        pictures.read_sound(tmp_path / "nan.wav", E.sample_rate, (E.samples,))
+    (tmp_path / "short.wav").write_bytes((tmp_path / "nan.wav").read_bytes()[:200])
+    with pytest.raises(runs.UserError, match="short.wav (has|is damaged|ends early)"):
+        pictures.read_sound(tmp_path / "short.wav", E.sample_rate, (E.samples,))

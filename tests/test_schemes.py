@@ -1,0 +1,408 @@
+"""The real vOICe and all schemes beside it: against a true output of Meijer's program, and against the formulas written out
+one sample at a time, with the recursion of the output filter as it was published; then the way back from sound to image."""
+
+import doctest
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import voice_translator
+from vggish import Ear
+from voice_translator import Encoding, VoiceTranslator, estimate_image, to_pcm16
+
+SMALL = {"rows": 5, "columns": 4, "seconds": 0.02, "lowest_hz": 500.0, "highest_hz": 5000.0, "sample_rate": 16000}
+
+
+# The reference, in float64, row 0 at the bottom.
+
+
+def slow_stream(count: int) -> list[float]:
+    r, drawn = 0, []
+    for _ in range(count):
+        r = (9301 * r + 49297) % 233280
+        drawn.append(r / 233280)
+    return drawn
+
+
+def slow_frequencies(e: Encoding) -> list[float]:
+    """mel and bark by stepping through the scale and looking up its inverse numerically."""
+    if e.curve in ("mel", "bark"):
+
+        def scale(f: float) -> float:
+            return 1127 * math.log(1 + f / 700) if e.curve == "mel" else 26.81 * f / (1960 + f) - 0.53
+
+        grid = np.linspace(e.lowest_hz, e.highest_hz, 200_001)
+        scaled = np.array([scale(f) for f in (e.lowest_hz, e.highest_hz)])
+        wanted = np.linspace(*scaled, e.rows)
+        return np.interp(wanted, np.vectorize(scale)(grid), grid).tolist()
+    ends = e.highest_hz / e.lowest_hz, e.highest_hz - e.lowest_hz
+    ranks = [i / (e.rows - 1) for i in range(e.rows)]
+    if e.curve == "exponential":
+        return [e.lowest_hz * ends[0] ** rank for rank in ranks]
+    if e.curve == "linear":
+        return [e.lowest_hz + ends[1] * rank for rank in ranks]
+    return [e.lowest_hz + ends[1] / 2 * (1 + math.tanh(e.tanh_slope * (i / e.rows - 0.5))) for i in range(e.rows)]
+
+
+def slow_amplitudes(image: np.ndarray, e: Encoding) -> np.ndarray:
+    px = image.astype(np.float64)
+    if e.negative:
+        px = 255 - px
+    px = np.clip(px + e.contrast * (px - px.mean()), 0, 255)
+    amplitudes = np.zeros(px.shape)
+    for place, value in np.ndenumerate(px):
+        if e.grey_levels is not None:
+            level = math.floor(value * e.grey_levels / 256 + 1e-9)
+            # 16 levels: 2 dB each, 10 ^ ((L - 15) / 10)
+            amplitudes[place] = 10 ** (15 / 10 * (level - (e.grey_levels - 1)) / (e.grey_levels - 1)) if level else 0
+        elif value > 0:
+            amplitudes[place] = 10 ** ((value / 16 - 15) / 10)
+    return amplitudes[::-1]
+
+
+def slow_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
+    """Before the clip and the quantiser, `(channels, samples)`."""
+    A, M, N = slow_amplitudes(image, e), e.rows, e.columns
+    ns = 2 * math.floor(round(e.sample_rate * e.seconds, 6) / 2)
+    m, dt, s0 = ns // N, 1 / e.sample_rate, 0.5 / math.sqrt(M)
+    ranks = list(range(M))
+    if e.pitch_position == "bottom":
+        ranks.reverse()
+    if e.pitch_position == "middle":
+        ranks = ranks[0::2] + ranks[1::2][::-1]
+    clicks = ns // (5 * N) if e.click else 0
+    stream = slow_stream(M + clicks)
+    f = [slow_frequencies(e)[rank] for rank in ranks]
+    phi = [2 * math.pi * stream[rank] for rank in ranks]
+    out = np.zeros((2 if e.stereo else 1, ns))
+    for k in range(ns):
+        j, q = min(k // m, N - 1), (k % m) / (m - 1) if m > 1 else 0
+        a = A[:, j]
+        if e.window == "spline":
+            a = 0.5 * (1 - q) ** 2 * A[:, max(j - 1, 0)] + (0.5 + q - q * q) * a + 0.5 * q * q * A[:, min(j + 1, N - 1)]
+        r = k / (ns - 1)
+        theta = (r - 0.5) * 2 * math.pi / 3
+        x = 0.5 * 0.20 * (theta + math.sin(theta))
+        for i in range(M):
+            t = k * dt
+            wave = math.sin(2 * math.pi * f[i] * t + phi[i])
+            if not e.stereo:
+                out[0, k] += a[i] * wave
+                continue
+            H = min(1, 340 / f[i] / abs(x)) if x else 1
+            L, R = (1, H) if theta < 0 else (H, 1)
+            late = t + x / 340
+            delayed = math.sin(2 * math.pi * f[i] * late + phi[i]) if late >= 0 else 0
+            out[0, k] += a[i] * wave * L * (1 - 0.7 * r)
+            out[1, k] += a[i] * delayed * R * (0.3 + 0.7 * r)
+        if k < clicks:
+            out[0, k] = (2 * stream[M + k] - 1) / s0
+    if e.smoothing:
+        tau1 = 0.5 / (2 * math.pi * max(f))
+        tau2 = tau1**2 / 4
+        g = tau1 / dt + tau2 / dt**2
+        for channel in out:
+            y = z = 0.0
+            for k in range(ns):
+                now = (channel[k] + g * y + tau2 / dt * z) / (1 + g)
+                y, z = now, (now - y) / dt
+                channel[k] = now
+    return out * s0
+
+
+def slow_pcm16(sound: np.ndarray) -> np.ndarray:
+    return np.trunc(np.clip(32768 * sound + 0.5, -32768, 32767)).astype(np.int16)
+
+
+def greys(e: Encoding, seed: int = 0, count: int = 1) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, e.rows, e.columns)).astype(np.uint8)
+
+
+# The real vOICe.
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    """One output of the original program (P. B. L. Meijer, hificode, CC BY 4.0), of a picture with 16 grey levels."""
+    with np.load(Path(__file__).parent / "hificode_dot.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+def test_hificode_to_the_last_bit(golden: dict[str, np.ndarray], stereo: bool) -> None:
+    levels = torch.from_numpy(golden["image_levels"])
+    images = torch.stack([levels * 16, levels * 16 + 15])  # the grey level is value // 16
+    expected = torch.from_numpy(golden["stereo"].T.copy() if stereo else golden["mono"]).expand(2, *[-1] * (1 + stereo))
+    translator = VoiceTranslator(Encoding.hificode(stereo))
+    assert (to_pcm16(translator(images)).int() - expected.int()).abs().max() <= 1
+    assert to_pcm16(translator.double()(images)).equal(expected)
+
+
+def test_hificode_is_the_published_preset() -> None:
+    e = Encoding.hificode()
+    assert (e.rows, e.columns, e.lowest_hz, e.highest_hz, e.curve) == (64, 64, 500, 5000, "exponential")
+    assert (e.sample_rate, e.seconds, e.samples, e.contrast, e.grey_levels) == (44100, 1.05, 46304, 0, 16)
+    assert len(e.click_samples()) == 144
+    assert VoiceTranslator(Encoding.hificode(stereo=True))(torch.zeros(2, 64, 64)).shape == (2, 2, 46304)
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+@pytest.mark.parametrize("curve", ["exponential", "linear"])
+def test_loud_soundscapes_clip_as_in_the_program(curve: str, stereo: bool) -> None:
+    """White clips on both sides, and the quantiser gives -32768 there, not -32767."""
+    e = Encoding(
+        **SMALL, contrast=0.0, grey_levels=16, window="spline", smoothing=True, click=True, curve=curve, stereo=stereo
+    )
+    image = np.full((1, 5, 4), 255, np.uint8)
+    image[0, 2, 1] = 0
+    loud = 2.5 * slow_soundscape(image[0], e)  # five rows alone stay below the clip
+    expected = slow_pcm16(loud if stereo else loud[0])
+    assert expected.min() == -32768
+    assert expected.max() == 32767
+    translator = VoiceTranslator(e).double()
+    sound = voice_translator._clip(2.5 * translator.sound(translator.amplitudes(torch.from_numpy(image))))[0]
+    assert sound.abs().max() == 1
+    np.testing.assert_array_equal(to_pcm16(sound).numpy(), expected)
+
+
+def test_the_quantiser() -> None:
+    step = 1 / 32768
+    sound = torch.tensor([0, 0.4 * step, 0.6 * step, -0.4 * step, -1.4 * step, -1.6 * step, 1, -1, 0.5, -(1 - 2**-24)])
+    # Towards zero of v + 0.5: 0.6 -> 1, -1.4 -> trunc(-0.9) = 0, -1.6 -> trunc(-1.1) = -1
+    assert to_pcm16(sound).tolist() == [0, 0, 1, 0, 0, -1, 32767, -32768, 16384, -32767]
+    for wrong in (torch.tensor([math.nan]), torch.tensor([math.inf]), torch.tensor([1])):
+        with pytest.raises(ValueError, match="takes soundscapes of finite floating-point numbers"):
+            to_pcm16(wrong)
+
+
+def test_not_a_number_is_not_made_a_sound() -> None:
+    assert VoiceTranslator(Encoding(**SMALL))(torch.full((1, 5, 4), math.nan)).isnan().any()
+
+
+# All schemes.
+
+schemes = st.builds(
+    Encoding,
+    rows=st.integers(2, 6), columns=st.integers(1, 5), seconds=st.sampled_from([0.004, 0.009]),
+    lowest_hz=st.sampled_from([80.0, 500.0]), highest_hz=st.sampled_from([3000.0, 5500.0]),
+    sample_rate=st.sampled_from([11025, 16000, 22050]),
+    curve=st.sampled_from(["exponential", "linear", "tanh", "mel", "bark"]),
+    pitch_position=st.sampled_from(["top", "middle", "bottom"]),
+    contrast=st.sampled_from([0.0, 2.0]), negative=st.booleans(), grey_levels=st.sampled_from([None, 2, 16, 256]),
+    window=st.sampled_from(["rectangular", "spline"]), click=st.booleans(), smoothing=st.booleans(), stereo=st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(e=schemes, seed=st.integers(0, 1000))
+def test_every_scheme_agrees_with_the_formulas(e: Encoding, seed: int) -> None:
+    images = greys(e, seed, 2)
+    expected = np.stack([slow_soundscape(image, e) for image in images]).clip(-1, 1)
+    expected = expected if e.stereo else expected[:, 0]
+    translator = VoiceTranslator(e)
+    images = torch.from_numpy(images)
+    np.testing.assert_allclose(translator(images), expected, rtol=0, atol=1e-5)
+    # The lookup of mel and bark in the reference is right to some 1e-4 Hz.
+    exact = 1e-6 if e.curve in ("mel", "bark") else 1e-11
+    np.testing.assert_allclose(translator.double()(images), expected, rtol=0, atol=exact)
+
+
+@settings(max_examples=20, deadline=None)
+@given(e=schemes, seed=st.integers(0, 1000))
+def test_a_batch_equals_its_images_and_uint8_equals_floating_point(e: Encoding, seed: int) -> None:
+    images = torch.from_numpy(greys(e, seed, 3))
+    translator = VoiceTranslator(e)
+    together = translator(images)
+    torch.testing.assert_close(torch.cat([translator(image[None]) for image in images]), together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(translator(images / 255), together, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+def test_a_large_batch_is_made_in_parts_that_change_nothing(monkeypatch: pytest.MonkeyPatch, stereo: bool) -> None:
+    e = Encoding(**SMALL, window="spline", stereo=stereo)
+    images = torch.from_numpy(greys(e, count=7)) / 255
+    translator = VoiceTranslator(e)
+    whole = translator(images)
+    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 3 * translator.bank[:, 0].numel())
+    torch.testing.assert_close(translator(images), whole, rtol=0, atol=1e-6)
+    leaf = images.clone().requires_grad_()
+    parts = translator(leaf)
+    torch.testing.assert_close(parts.detach(), whole, rtol=0, atol=1e-6)
+    assert (torch.autograd.grad(parts.square().sum(), leaf)[0].flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("levels", [2, 16, 256])
+def test_grey_levels_of_all_256_values(levels: int) -> None:
+    e = Encoding(**{**SMALL, "rows": 256, "columns": 1, "highest_hz": 5000.0}, contrast=0.0, grey_levels=levels)
+    values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1)
+    translator = VoiceTranslator(e)
+    level = (values[0, :, 0].int() * levels) // 256
+    expected = torch.where(level > 0, 10 ** (1.5 * (level / (levels - 1) - 1)), 0)
+    for images in (values, values / 255, values.double() / 255):
+        torch.testing.assert_close(translator.amplitudes(images)[0, :, 0], expected)
+
+
+def test_black_is_silent_but_for_the_click_in_the_left_ear() -> None:
+    e = Encoding.hificode(stereo=True)
+    sound = VoiceTranslator(e)(torch.zeros(1, 64, 64))[0]
+    assert sound[0, :144].abs().max() > 0.3
+    assert sound[0, 200:].abs().max() < 1e-9  # the filter rings
+    assert sound[1].count_nonzero() == 0
+
+
+def test_a_negative_sounds_as_its_positive() -> None:
+    images = torch.from_numpy(greys(Encoding(**SMALL)))
+    positive, negative = VoiceTranslator(Encoding(**SMALL)), VoiceTranslator(Encoding(**SMALL, negative=True))
+    torch.testing.assert_close(negative(255 - images), positive(images), rtol=0, atol=1e-6)
+
+
+def test_a_dot_on_the_left_is_louder_and_earlier_in_the_left_ear() -> None:
+    """By the head's width: 60 degrees are 0.2 / 2 * (pi / 3 + sin(pi / 3)) / 340 s, or 24.8 samples at 44.1 kHz."""
+    e = Encoding(rows=9, columns=40, lowest_hz=300.0, highest_hz=1000.0, sample_rate=44100, contrast=0.0, stereo=True)
+    image = torch.zeros(2, 9, 40)
+    image[0, 4, 0], image[1, 4, 39] = 1, 1
+    left_dot, right_dot = VoiceTranslator(e)(image)
+    for near, far, here in ((left_dot[0], left_dot[1], slice(100, 1100)), (right_dot[1], right_dot[0], slice(-1100, -100))):
+        assert near[here].square().mean() > 4 * far[here].square().mean()
+    delays = range(-40, 41)
+    match = [(left_dot[0, 100:1000] * left_dot[1, 100 + d : 1000 + d]).sum() for d in delays]
+    assert delays[int(torch.stack(match).argmax())] in (23, 24, 25)
+
+
+@pytest.mark.parametrize("curve", ["mel", "bark"])
+def test_mel_and_bark_run_from_the_lowest_to_the_highest_in_equal_steps(curve: str) -> None:
+    hz = Encoding(curve=curve).frequencies()
+    np.testing.assert_allclose(hz[[0, -1]], [80, 7600], rtol=1e-12)
+    np.testing.assert_allclose(hz, slow_frequencies(Encoding(curve=curve)), rtol=1e-6)
+    assert (hz.diff().diff() > 0).all()  # ever wider apart, in Hz
+
+
+# Precision, and where it runs.
+
+
+def test_double_is_computed_anew_and_nothing_less_than_float32_is_used() -> None:
+    e = Encoding(**SMALL)
+    translator = VoiceTranslator(e)
+    single = translator.bank.clone()
+    for cast in (torch.bfloat16, torch.float16, torch.float32):
+        assert translator.to(cast).bank.equal(single)
+    exact = translator.to(torch.float64).bank
+    assert exact.dtype == torch.float64
+    assert (exact - single).abs().max() > 1e-10  # a cast would have kept float32's errors
+    assert translator.float().bank.equal(single)
+    ear = Ear(e, frames=16).to(torch.bfloat16)  # as a part of a model that is cast
+    assert ear.translator.bank.equal(single)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"window": "spline", "stereo": True, "smoothing": True, "click": True, "negative": True, "contrast": 0.5}],
+    ids=["the paper's", "all cues"],
+)
+def test_gradients_in_float64(changes: dict) -> None:
+    e = Encoding(**{**SMALL, "rows": 3, "columns": 3, "seconds": 0.004, **changes})
+    random = torch.Generator().manual_seed(0)
+    image = (0.45 + 0.1 * torch.rand(1, 3, 3, generator=random, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(VoiceTranslator(e).double(), (image,))
+
+
+def test_a_leak_passes_the_rounding_to_grey_levels_and_changes_no_sound() -> None:
+    translator = VoiceTranslator(Encoding(**SMALL, grey_levels=16))
+    image = (torch.from_numpy(greys(Encoding(**SMALL))) / 255).requires_grad_()
+    sound = translator(image)
+    assert not sound.requires_grad or torch.autograd.grad(sound.sum(), image)[0].count_nonzero() == 0
+    leaking = translator(image, leak=1.0)
+    assert leaking.equal(sound)
+    assert torch.autograd.grad(leaking.square().sum(), image)[0].count_nonzero() > 10
+
+
+def test_compiles_as_one_graph_and_autocast_leaves_the_sound_alone() -> None:
+    e = Encoding(**SMALL, window="spline", stereo=True, smoothing=True, click=True)
+    translator, images = VoiceTranslator(e), torch.from_numpy(greys(e, count=2))
+    expected = translator(images)
+    compiled = torch.compile(translator, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected, rtol=0, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert translator(images).equal(expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees")
+def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
+    e = Encoding.hificode(stereo=True)
+    images = torch.from_numpy(greys(e, count=3))
+    translator = VoiceTranslator(e)
+    expected = translator(images)
+    torch.testing.assert_close(translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5)
+    exact = VoiceTranslator(e).double()(images)
+    torch.testing.assert_close(VoiceTranslator(e).double().to("cuda")(images.to("cuda")).cpu(), exact, rtol=0, atol=1e-11)
+
+
+def test_the_ear_hears_the_mean_of_both_ears() -> None:
+    e = Encoding(stereo=True)
+    ear, images = Ear(e), torch.from_numpy(greys(e))
+    heard = ear(images)
+    assert heard.shape == (1, 1, 112, 64)
+    assert heard.equal(ear.hear(VoiceTranslator(e)(images).mean(1)))
+
+
+def test_the_examples_of_the_docstring() -> None:
+    done = doctest.testmod(voice_translator, extraglobs={"torch": torch})
+    assert done.attempted >= 5
+    assert done.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grey_levels": 1}, "grey_levels is 1, but must be a whole number of at least 2"),
+        ({"grey_levels": 16.0}, "grey_levels is 16.0, but must be a whole number"),
+        ({"window": "hann"}, "window is 'hann', but must be one of rectangular, spline"),
+        *[({name: 1}, f"{name} is 1, but must be True or False") for name in ("negative", "click", "smoothing", "stereo")],
+    ],
+)
+def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"encoding: .*{message}"):
+        Encoding(**change)
+
+
+# The way back.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stereo": True, "window": "spline", "smoothing": True, "click": True, "negative": True},
+        {"curve": "linear", "pitch_position": "middle"},
+    ],
+    ids=["plain", "all cues", "middle"],
+)
+def test_the_image_is_found_in_its_sound(changes: dict) -> None:
+    e = Encoding(**{**SMALL, "columns": 6, "seconds": 0.3, "contrast": 0.0, **changes})
+    images = torch.from_numpy(greys(e, seed=1)).clamp(min=30)
+    found = estimate_image(to_pcm16(VoiceTranslator(e)(images))[0] / 32768, e)
+    torch.testing.assert_close(found, images[0].double() / 255, rtol=0, atol=0.02)
+
+
+def test_grey_levels_are_found_exactly_and_another_scheme_finds_another_image() -> None:
+    e = Encoding(**{**SMALL, "seconds": 0.3}, contrast=0.0, grey_levels=16, smoothing=True)
+    images = torch.from_numpy(greys(e, seed=2))
+    sound = VoiceTranslator(e)(images)[0]
+    assert estimate_image(sound, e).mul(15).round().equal((images[0] // 16).double())
+    other = Encoding(**{**SMALL, "seconds": 0.3}, contrast=0.0, grey_levels=16, pitch_position="bottom")
+    assert not estimate_image(sound, other).mul(15).round().equal((images[0] // 16).double())
+
+
+@pytest.mark.parametrize(
+    "sound", [torch.zeros(100), torch.zeros(2, 320), torch.zeros(320).int(), torch.full((320,), math.nan)]
+)
+def test_a_sound_of_another_scheme_is_refused(sound: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="give the encoding that it was made with"):
+        estimate_image(sound, Encoding(**SMALL))
