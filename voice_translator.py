@@ -37,8 +37,8 @@ import tyro
 from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor, nn
 
-# Samples that are made in one go: on the CPU more leave the cache, on the GPU fewer cost launches.
-CPU_TOGETHER, GPU_TOGETHER = 1 << 20, 1 << 27
+# Numbers that are made in one go, of 8 images or more: on the CPU more leave the cache, on the GPU fewer cost launches.
+CPU_TOGETHER, GPU_TOGETHER = 3 << 20, 1 << 27
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
@@ -204,6 +204,7 @@ class VoiceTranslator(nn.Module):
     def __init__(self, encoding: Encoding = Encoding()) -> None:
         super().__init__()
         self.encoding = encoding
+        self.channels = 2 if encoding.stereo else 1
         self._make_bank(torch.float32, torch.device("cpu"))
 
     def _make_bank(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -252,61 +253,58 @@ class VoiceTranslator(nn.Module):
             ValueError: if the shape or the type is another.
         """
         amplitudes = self.amplitudes(images, leak)
-        together = max(1, (GPU_TOGETHER if amplitudes.is_cuda else CPU_TOGETHER) // self.bank[:, 0].numel())
-        if len(amplitudes) <= together:
-            return _clip(self.sound(amplitudes))
+        numbers = self.bank[:, 0].numel() * (3 if self.encoding.window == "spline" else 1)  # of one image, on the way
+        together = max(8, (GPU_TOGETHER if amplitudes.is_cuda else CPU_TOGETHER) // numbers)
         parts = amplitudes.split(together)
         if torch.is_grad_enabled() and amplitudes.requires_grad:
-            return torch.cat([_clip(self.sound(part)) for part in parts])
-        first = _clip(self.sound(parts[0]))
-        sounds = first.new_empty(len(amplitudes), *first.shape[1:])
-        sounds[:together] = first
-        for place, part in zip(sounds.split(together)[1:], parts[1:], strict=True):
-            place.copy_(_clip(self.sound(part)))
-        return sounds
+            sounds = torch.cat([_clip(self.sound(part)) for part in parts])
+        else:
+            sounds = amplitudes.new_empty(len(amplitudes), self.channels, self.encoding.samples)
+            for part, place in zip(parts, sounds.split(together), strict=True):
+                place.copy_(_clip(self.sound(part, place)))  # onto itself, but for float64
+        return sounds if self.encoding.stereo else sounds[:, 0]
 
-    def sound(self, amplitudes: Tensor) -> Tensor:
-        """`(B, rows, columns)` amplitudes, top row first -> the soundscapes of `forward` before they are clipped to [-1, 1];
-        linear in the amplitudes, but for the click."""
+    def sound(self, amplitudes: Tensor, out: Tensor | None = None) -> Tensor:
+        """`(B, rows, columns)` amplitudes, top row first -> the soundscapes before they are clipped,
+        `(B, 1 or 2, samples)`; linear in the amplitudes, but for the click. Written into `out` where it is given."""
         encoding = self.encoding
-        per_column = encoding.samples_per_column
+        used = encoding.columns * encoding.samples_per_column
+        sound = amplitudes.new_empty(len(amplitudes), self.channels, encoding.samples) if out is None else out
         with torch.autocast(amplitudes.device.type, enabled=False):  # bfloat16 would leave 8 bits of the sound
-            levels = amplitudes.permute(2, 0, 1)  # columns x B x rows
+            levels = amplitudes.permute(2, 0, 1).contiguous()  # columns x B x rows
             # Of the spline, 0.5 (1 - q)^2 of the column before + (0.5 + q - q^2) of this + 0.5 q^2 of the one behind, the
             # three powers of q are taken out, so that all of them meet the same bank.
-            polynomial = [levels]
+            polynomial = levels
             if encoding.window == "spline":
                 before, behind = torch.cat([levels[:1], levels[:-1]]), torch.cat([levels[1:], levels[-1:]])
-                polynomial = [(before + levels) / 2, levels - before, (before + behind) / 2 - levels]
-            sound = self._windowed(torch.bmm(torch.cat(polynomial, 1), self.bank), per_column)
-            sound = sound.permute(1, 2, 0, 3).flatten(2)  # B x channels x (columns * samples_per_column)
+                polynomial = torch.cat([(before + levels) / 2, levels - before, (before + behind) / 2 - levels], 1)
+            products = self._windowed(torch.bmm(polynomial, self.bank), encoding.samples_per_column)
+            sound[..., :used].unflatten(2, (encoding.columns, -1)).copy_(products.permute(1, 2, 0, 3))
             if self.tail.shape[1]:  # the last column goes on; its window begins again, as in hificode
-                last = torch.cat([level[-1] for level in polynomial])
-                tail = self._windowed((last @ self.tail)[None], encoding.samples - encoding.columns * per_column)[0]
-                sound = torch.cat([sound, tail], 2)
+                sound[..., used:].copy_(self._windowed((polynomial[-1] @ self.tail)[None], encoding.samples - used)[0])
             if encoding.click:
-                count = len(self.click)
-                clicked = torch.cat([self.click.expand(len(sound), 1, count), sound[:, 1:, :count]], 1)
-                sound = torch.cat([clicked, sound[:, :, count:]], 2)
-            if encoding.smoothing:
-                # A matrix product of overlapping blocks; a convolution of a single channel is a hundred times as slow.
-                reach, block = self.smoother.shape
-                padded = F.pad(sound.flatten(0, 1), (reach - block, -encoding.samples % block))
-                smooth = (padded.unfold(1, reach, block) @ self.smoother).flatten(1)
-                sound = smooth[:, : encoding.samples].view_as(sound)
-            return sound if encoding.stereo else sound[:, 0]
+                sound[:, 0, : len(self.click)] = self.click
+            del products
+            if not encoding.smoothing:
+                return sound
+            # A matrix product of overlapping blocks; a convolution of a single channel is a hundred times as slow.
+            reach, block = self.smoother.shape
+            padded = F.pad(sound.flatten(0, 1), (reach - block, -encoding.samples % block))
+            smooth = (padded.unfold(1, reach, block) @ self.smoother).flatten(1)[:, : encoding.samples].view_as(sound)
+            return smooth if out is None else out.copy_(smooth)
 
     def _windowed(self, products: Tensor, length: int) -> Tensor:
         """Each column's products with the bank, `(columns, powers * B, channels * length)` -> its sound, `(columns, B,
         channels, length)`."""
-        channels = 2 if self.encoding.stereo else 1
-        products = products.unflatten(2, (channels, length))
+        products = products.unflatten(2, (self.channels, length))
         if self.encoding.window == "rectangular":
             return products
         constant, linear, quadratic = products.chunk(3, 1)
         powers = self.powers[:, :length]
         if len(powers[0]) < length:  # a tail longer than a column
             powers = powers.repeat(1, math.ceil(length / len(powers[0])))[:, :length]
+        if not products.requires_grad:  # in place, which spares the memory of two more
+            return constant.addcmul_(linear, powers[0]).addcmul_(quadratic, powers[1])
         return constant.addcmul(linear, powers[0]).addcmul(quadratic, powers[1])
 
     def amplitudes(self, images: Tensor, leak: float = 0.0) -> Tensor:
@@ -339,8 +337,8 @@ class VoiceTranslator(nn.Module):
                 slope = leak * pixels * (levels / 256)
                 level = level + (slope - slope.detach())
             exponent = 1.5 * (level / (levels - 1) - 1)
-        loudness = 10**exponent
-        return torch.where(silent, loudness - loudness.detach() if leak else 0, loudness)
+        loudness = torch.exp(math.log(10) * exponent)  # twice as fast as a power of 10
+        return torch.where(silent, loudness - loudness.detach(), loudness) if leak else loudness.masked_fill(silent, 0)
 
     def resized(self, images: Tensor) -> Tensor:
         """`(B, rows, columns)` grey levels in 0..255."""
@@ -393,10 +391,16 @@ def _smoother(encoding: Encoding, precision: float) -> Tensor:
 
 
 def _clip(sound: Tensor) -> Tensor:
-    """To [-1, 1]. Half a 16-bit step beyond -1 the quantiser gives -32768, at -1 itself -32767; that the two differ must
-    survive the clip, or loud soundscapes were not hificode's: so -1 is kept for the former."""
-    nearly = -1 + torch.finfo(sound.dtype).eps / 2
-    return torch.where(sound <= -1 - 2**-16, -1, sound.clamp(nearly, 1))
+    """To [-1, 1]; in place, without gradients.
+
+    Half a 16-bit step beyond -1 and further the quantiser gives -32768, just before it -32767. That the two differ must
+    survive the clip, or loud soundscapes were not hificode's to the last bit: -1 is kept for the former. This is so in
+    float64; in float32, which promises one step, it would cost half of the time.
+    """
+    if sound.dtype == torch.float64:
+        beyond = sound.detach() <= -1 - 2**-16
+        return torch.where(beyond, -1, sound.clamp(-1 + 2**-53, 1))
+    return sound.clamp(-1, 1) if sound.requires_grad else sound.clamp_(-1, 1)
 
 
 def to_pcm16(soundscapes: Tensor) -> Tensor:
@@ -440,16 +444,16 @@ def estimate_image(soundscape: Tensor, encoding: Encoding) -> Tensor:
     heard = soundscape.detach().double().cpu()
     known = heard.abs() < 1 - 2**-14  # what was clipped says only that it was loud
     grid = (1, encoding.rows, encoding.columns)
-    silence = translator.sound(torch.zeros(grid, dtype=torch.float64))[0]  # but for the click
+    silence = translator.sound(torch.zeros(grid, dtype=torch.float64)).view(shape)  # but for the click
 
     def sounded(amplitudes: np.ndarray) -> np.ndarray:
-        sound = translator.sound(torch.from_numpy(amplitudes).view(grid))[0]
+        sound = translator.sound(torch.from_numpy(amplitudes).view(grid)).view(shape)
         return ((sound - silence) * known).flatten().numpy()
 
     def transposed(samples: np.ndarray) -> np.ndarray:
         amplitudes = torch.zeros(grid, dtype=torch.float64, requires_grad=True)
         (gradient,) = torch.autograd.grad(
-            translator.sound(amplitudes)[0], amplitudes, torch.from_numpy(samples).view(shape) * known
+            translator.sound(amplitudes).view(shape), amplitudes, torch.from_numpy(samples).view(shape) * known
         )
         return gradient.flatten().numpy()
 
