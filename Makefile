@@ -22,7 +22,7 @@ demo: install
 	$(PY) train_all.py --batch 32 --epochs 7 --joint-epochs 6 --joint-learning-rate 1e-3 $(CONSISTENT)
 
 # An honest rating of both runs that `make demo` left, a page each to look at and to listen to, and the two side by side.
-RATE := $(PY) evaluate.py --judges-epochs 60 --judges-batch 32
+RATE := $(PY) evaluate.py --judges-epochs 30 --judges-batch 32
 evaluate-demo: install
 	$(RATE)
 	$(RATE) --name train_all_published
