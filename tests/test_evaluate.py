@@ -16,6 +16,7 @@ import evaluate
 import judges
 import page
 import runs
+import train_all
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
 
@@ -218,6 +219,17 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
     with pytest.raises(runs.UserError, match="emnist_dcgan/checkpoint.pt is missing; run emnist_dcgan.py"):
         evaluate.main(config)
     assert not (results / "evaluation").exists()
+
+
+def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["evaluate.py"])
+    for config, said in ((evaluate.Config, "command starts again"), (train_all.Config, "command with --resume goes on")):
+        with pytest.raises(SystemExit, match="130"):
+            runs.command_line(config, stopped, "")
+        assert said in capsys.readouterr().err
 
 
 # -- several ratings ---------------------------------------------------------------------------------------------------
