@@ -79,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     readings = {
         name: {
             **ratings.reading(read[name], test.labels),
-            "real": ratings.reading(predict(reader, heard), test.labels),  # its own limit: real test images
+            "real": ratings.reading(predict(reader, heard), test.labels),  # what it can be trusted with
         }
         for name, reader in readers.items()
     }

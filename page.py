@@ -63,7 +63,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
     digits = sorted({example.digit for example in examples})
     mean = record["judges_mean"]
     summary = (
-        f"The {len(record['judges'])} judges read {_percent(mean['accuracy'])} of {record['classifier']['images']:,} "
+        f"On average, the judges read {_percent(mean['accuracy'])} of {record['classifier']['images']:,} "
         f"imagined digits as the digit that was heard; the classifier that was to be pleased reads "
         f"{_percent(record['classifier']['accuracy'])}. {_percent(record['retrieval']['overall']['accuracy'])} of the "
         f"imagined digits find their own source among {record['retrieval']['overall']['images']:,} test images."
@@ -173,7 +173,7 @@ def _numbers(record: dict[str, Any]) -> str:
     for reader, reading in {**record["judges"], "classifier": record["classifier"]}.items():
         rows.append((f"Imagined digits read right, {READERS[reader]}", *_accuracy(reading), "the higher, the better"))
         rows.append(
-            ("… its own limit: real test images", *_accuracy(reading["real"]), "no imagined digit is expected above")
+            ("… real test images, by the same reader", *_accuracy(reading["real"]), "what this reader can be trusted with")
         )
     rows += [
         ("Mean of the judges", _percent(record["judges_mean"]["accuracy"]), "", "the number to compare runs by"),
@@ -239,7 +239,7 @@ def _table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]])
 
 
 def _confusion(title: str, reading: dict[str, Any], opened: bool) -> str:
-    caption = f"What {title} reads (columns) where a digit was heard (rows): counts of {reading['images']:,} imagined digits"
+    caption = f"Rows: heard. Columns: read. Counts of {reading['images']:,} imagined digits, {title}"
     heads = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
     body = ""
     for digit, row in enumerate(reading["confusion"]):
