@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: install demo test lint reproduce reproduce-cpu pictures
+.PHONY: install demo evaluate-demo test lint reproduce reproduce-cpu pictures
 
 install: .venv/installed
 
@@ -20,6 +20,13 @@ demo: install
 	$(PY) emnist_dcgan.py --dataset printed --width 16 --epochs 2 --images-per-epoch 4800 $(GAN)
 	$(PY) train_all.py --name train_all_published --batch 32 --epochs 3
 	$(PY) train_all.py --batch 32 --epochs 7 --joint-epochs 6 --joint-learning-rate 1e-3 $(CONSISTENT)
+
+# An honest rating of both runs that `make demo` left, a page each to look at and to listen to, and the two side by side.
+RATE := $(PY) evaluate.py --judges-epochs 30 --judges-batch 32
+evaluate-demo: install
+	$(RATE)
+	$(RATE) --name train_all_published
+	$(PY) evaluate.py --compare results results/evaluation_train_all_published
 
 # What spares the GAN steps where the network is narrow; the published settings are the script's defaults.
 GAN := --batch 32 --learning-rate 1e-3 --discriminator-learning-rate 2e-4 --instance-noise 0.5
@@ -39,6 +46,8 @@ reproduce: install
 	$(PY) emnist_dcgan.py
 	$(PY) train_all.py --name train_all_published
 	$(PY) train_all.py --epochs 7 --joint-epochs 6 --joint-learning-rate 2e-4 $(CONSISTENT)
+	$(PY) evaluate.py --name train_all_published
+	$(PY) evaluate.py
 
 # The same on two cores: narrower networks, fewer epochs, larger learning rates. MEMORY names EMNIST's split and file.
 MEMORY := --split mnist --file train
@@ -48,6 +57,8 @@ reproduce-cpu: install
 	$(PY) emnist_dcgan.py $(MEMORY) --width 32 --epochs 5 --images-per-epoch 6400 $(GAN)
 	$(PY) train_all.py --name train_all_published --images-per-epoch 12800 --learning-rate 5e-4
 	$(PY) train_all.py --images-per-epoch 12800 --epochs 5 --joint-epochs 4 --joint-learning-rate 1e-3 $(CONSISTENT)
+	$(PY) evaluate.py --name train_all_published
+	$(PY) evaluate.py
 
 pictures: install
 	$(PY) -m ims.draw

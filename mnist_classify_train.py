@@ -100,7 +100,8 @@ def fit(
     if stage == "judge" and not (folder / "last.pt").exists():
         config = dataclasses.replace(config, resume=False)  # stopped before the judge's first epoch was finished
     run = runs.Run(stage, config, device)
-    first = run.restore(**{"judge" if stage == "judge" else "classifier": network}, optimiser=optimiser, scheduler=scheduler)
+    role = "classifier" if stage == "mnist_classify_train" else "judge"
+    first = run.restore(**{role: network}, optimiser=optimiser, scheduler=scheduler)
     for epoch in range(first, epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()

@@ -2,20 +2,25 @@
 
 The classifier through which stage three is trained cannot tell a digit from noise that fools it. So an independent judge
 (`models/judge.py`, trained by `mnist_classify_train.py` on real digits alone) reads the imagined ones, and is never
-back-propagated through.
+back-propagated through. `rate` is what stage three says after every epoch; the rest is what `evaluate.py` adds to it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import binomtest, norm
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 import runs
 from models.judge import Judge
 
 RETRIEVED_AMONG = 1000  # images; the first ones of the set
+CONFIDENCE = 0.95  # of every interval. It is about the choice of test images; the spread over seeds is another matter
 
 
 def load_judge(results: Path, dataset: str | None, device: torch.device) -> Judge:
@@ -59,11 +64,17 @@ def frechet_distance(imagined: Tensor, real: Tensor) -> float:
 def similarity(imagined: Tensor, heard: Tensor) -> Tensor:
     """Pearson correlation of each of `(N, 1, H, W)` imagined with each of `(M, 1, H, W)` heard images, `(N, M)`."""
 
-    def normal(images: Tensor) -> Tensor:
-        flat = images.flatten(1).float()
-        return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+    return _normal(imagined) @ _normal(heard).T
 
-    return normal(imagined) @ normal(heard).T
+
+def correlation(imagined: Tensor, heard: Tensor) -> Tensor:
+    """Pearson correlation of each of `(N, 1, H, W)` imagined images with its own heard one, `(N,)`; 0 for a flat image."""
+    return (_normal(imagined) * _normal(heard)).sum(1)
+
+
+def _normal(images: Tensor) -> Tensor:
+    flat = images.flatten(1).float()
+    return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
 
 def rate(judge: Judge, imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, float]:
@@ -86,11 +97,111 @@ def rate(judge: Judge, imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[
     right = (judge.classifier(features).argmax(1) == labels).double()
     per_digit = [right[labels == digit].mean().item() for digit in labels.unique().tolist()]
     same = similarity(imagined[:RETRIEVED_AMONG], heard[:RETRIEVED_AMONG])
-    pairs = [similarity(one, other).diagonal() for one, other in zip(imagined.split(500), heard.split(500), strict=True)]
     return {
         "judge_accuracy": right.mean().item(),
         "judge_accuracy_worst": min(per_digit),
         "frechet_distance": frechet_distance(features, judge_features(judge, heard)),
-        "correlation": torch.cat(pairs).mean().item(),
+        "correlation": correlation(imagined, heard).mean().item(),
         "retrieval": (same.argmax(1) == torch.arange(len(same), device=same.device)).double().mean().item(),
     }
+
+
+def reading(predicted: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What share is read right, overall and digit by digit.
+
+    Args:
+        predicted: `(N,)` int64, the digits that were read.
+        labels: `(N,)` int64, the digits that were heard.
+
+    Returns:
+        accuracy, a fraction; interval, Wilson's 95 % interval of it; images, the number of them; per_digit, the same three
+        for each digit that is there; confusion, 10 x 10 counts, a row for each digit heard, a column for each digit read.
+    """
+    confusion = multiclass_confusion_matrix(predicted, labels, num_classes=10).tolist()
+    right, totals = [row[digit] for digit, row in enumerate(confusion)], [sum(row) for row in confusion]
+    per_digit = [{"digit": digit, **share(right[digit], totals[digit])} for digit in range(10) if totals[digit]]
+    return {**share(sum(right), sum(totals)), "per_digit": per_digit, "confusion": confusion}
+
+
+def share(right: int, total: int) -> dict[str, Any]:
+    """`right` of `total` as a fraction, with Wilson's 95 % interval, which stays in [0, 1] also at its ends."""
+    interval = binomtest(right, total).proportion_ci(CONFIDENCE, "wilson")
+    return {"accuracy": right / total, "interval": [float(interval.low), float(interval.high)], "images": total}
+
+
+def mean(values: Tensor) -> dict[str, Any]:
+    """The mean of `(N,)` values, with the 95 % interval of the normal approximation."""
+    values = values.double()
+    half = norm.ppf(0.5 + CONFIDENCE / 2) * values.std().item() / len(values) ** 0.5
+    return {"mean": values.mean().item(), "interval": [values.mean().item() - half, values.mean().item() + half]}
+
+
+def realism(features: Tensor, real: Tensor) -> dict[str, float]:
+    """How much one set of images looks like another, in a judge's features, `(N, D)` and `(N, D)`.
+
+    Sets of the same size, because the Frechet distance shrinks with the size. Precision is the share of the images that lie
+    among real ones, recall the share of real ones that lie among the images; to lie among is to be nearer to one of them
+    than its third neighbour is. T. Kynkaanniemi et al., "Improved precision and recall metric for assessing generative
+    models", NeurIPS 2019, as torch-fidelity computes it.
+    """
+    # Imported here: it takes seconds, and only evaluate.py needs it.
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    features, real = features.cpu(), real.cpu()
+    shares = prc_features_to_metric(features, real, prc_neighborhood=3, prc_batch_size=5000, verbose=False)
+    return {
+        "frechet_distance": frechet_distance(features, real),
+        "precision": shares["precision"],
+        "recall": shares["recall"],
+    }
+
+
+def ssim(imagined: Tensor, heard: Tensor) -> Tensor:
+    """Structural similarity of each of `(N, 1, H, W)` imagined images in [-1, 1] with its own heard one, `(N,)`: Z. Wang et
+    al., IEEE Trans. Image Process. 13(4), 2004, as torchmetrics computes it."""
+    parts = zip(imagined.split(500), heard.split(500), strict=True)
+    return torch.cat(
+        [structural_similarity_index_measure(*part, reduction="none", data_range=(-1.0, 1.0)).reshape(-1) for part in parts]
+    )
+
+
+def retrieval(imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
+    """Does the imagined image find its own source, by correlation, among the first 1,000 heard ones (or all, if fewer)?
+
+    Args: as in `rate`.
+
+    Returns:
+        overall and within_class, where only images of the same digit are searched: each with `share`'s accuracy, interval
+        and images, and chance, what guessing finds. One prototype per class finds no more within its class than chance.
+    """
+    imagined, heard, labels = (tensor[:RETRIEVED_AMONG] for tensor in (imagined, heard, labels))
+    same = similarity(imagined, heard)
+    own = torch.arange(len(same), device=same.device)
+    other_class = labels[:, None] != labels
+    found = {
+        "overall": same.argmax(1) == own,
+        "within_class": same.masked_fill(other_class, -torch.inf).argmax(1) == own,
+    }
+    chance = {"overall": 1 / len(same), "within_class": len(labels.unique()) / len(same)}
+    return {name: {**share(int(hit.sum()), len(hit)), "chance": chance[name]} for name, hit in found.items()}
+
+
+def diversity(imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, Any]:
+    """How much the imagined images of a class differ from one another, as a share of how much the heard ones do.
+
+    The mean distance (Euclidean, of pixels) between two images of a class, over all pairs among the first 1,000 images. 0:
+    one prototype per class; 1: as diverse as what was heard. Grey drawings count as less diverse, and noise as more.
+
+    Args: as in `rate`.
+
+    Returns:
+        mean, over the digits; per_digit, for each that is there at least twice.
+    """
+    imagined, heard, labels = (tensor[:RETRIEVED_AMONG] for tensor in (imagined, heard, labels))
+    per_digit = []
+    for digit in labels.unique().tolist():
+        one, other = (images[labels == digit].flatten(1).float() for images in (imagined, heard))
+        if len(one) > 1:
+            ratio = F.pdist(one).mean() / F.pdist(other).mean().clamp(min=1e-12)
+            per_digit.append({"digit": digit, "diversity": ratio.item()})
+    return {"mean": sum(entry["diversity"] for entry in per_digit) / max(len(per_digit), 1), "per_digit": per_digit}

@@ -51,7 +51,9 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nStopped. The same command with --resume goes on behind the last finished epoch.", file=sys.stderr)
+        resumes = "resume" in {field.name for field in dataclasses.fields(config_type)}
+        mend = "with --resume goes on behind the last finished epoch" if resumes else "starts again"
+        print(f"\nStopped. The same command {mend}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -148,7 +150,7 @@ class Run:
         self.history: list[dict] = []
         self.networks: dict[str, nn.Module] = {}
         self.started = time.perf_counter()
-        _probe(self.folder)
+        probe(self.folder)
         self._last = None
         if config.resume and complete(self.folder):
             raise UserError(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
@@ -237,11 +239,7 @@ class Run:
             "metrics": record,
             "seed": self.seed,
             "revision": revision(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "torchvision": torchvision.__version__,
-            },
+            "versions": versions(),
         }
 
 
@@ -298,7 +296,7 @@ def _said(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _probe(folder: Path) -> None:
+def probe(folder: Path) -> None:
     """Refuse a folder that cannot be written before hours of work, not after."""
     with _said(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -353,6 +351,14 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
         raise UserError(f"the weights in {path} do not fit {type(network).__name__} ({reason}); train it again.") from error
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise UserError(f"the weights in {path} are not finite; train it again.")
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": torchvision.__version__,
+    }
 
 
 def revision() -> str | None:

@@ -76,3 +76,132 @@ def test_the_worst_digit_is_told_apart_from_the_mean(told: tuple) -> None:
         rating = ratings.rate(judge, images, images, wrong)
     assert rating["judge_accuracy"] == pytest.approx((wrong == labels).double().mean().item())
     assert rating["judge_accuracy_worst"] < rating["judge_accuracy"]
+
+
+# -- what evaluate.py adds ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """120 random images of three classes, each class around a pattern of its own."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(120) % 3
+    patterns = torch.rand(3, 1, 16, 16, generator=generator) * 2 - 1
+    images = (0.7 * patterns[labels] + 0.3 * (torch.rand(120, 1, 16, 16, generator=generator) * 2 - 1)).clamp(-1, 1)
+    return images, labels
+
+
+def prototypes(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean image of each class in place of its images."""
+    return torch.stack([images[labels == digit].mean(0) for digit in range(3)])[labels]
+
+
+def noise_like(images: torch.Tensor) -> torch.Tensor:
+    return torch.rand(images.shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def test_a_reading_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 9, 9, 9, 9])
+    read = torch.tensor([0, 0, 0, 1, 1, 1, 4, 4, 4, 4])
+    reading = ratings.reading(read, labels)
+    assert reading["accuracy"] == 0.5
+    assert reading["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)  # Wilson's, 5 of 10
+    assert [(entry["digit"], entry["accuracy"], entry["images"]) for entry in reading["per_digit"]] == [
+        (0, 0.75, 4),
+        (1, 1.0, 2),
+        (9, 0.0, 4),
+    ]
+    assert reading["confusion"][0][:2] == [3, 1]  # a row for what was heard
+    assert reading["confusion"][9][4] == 4
+    assert sum(map(sum, reading["confusion"])) == 10
+
+
+def test_the_ends_of_a_reading(digits: tuple) -> None:
+    _, labels = digits
+    perfect, worst = ratings.reading(labels, labels), ratings.reading((labels + 1) % 3, labels)
+    assert (perfect["accuracy"], worst["accuracy"]) == (1, 0)
+    assert perfect["interval"][1] == pytest.approx(1) and 0.96 < perfect["interval"][0] < 1
+    assert worst["interval"][0] == pytest.approx(0) and 0 < worst["interval"][1] < 0.04
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+    values = torch.randn(400, 100, generator=torch.Generator().manual_seed(0))
+    intervals = [ratings.mean(row)["interval"] for row in values]
+    assert 0.92 < np.mean([low < 0 < high for low, high in intervals]) < 0.98
+
+
+def test_precision_and_recall_by_hand() -> None:
+    """On a line: real points at 0, 1, ... 19. Images near ten of them are precise; those far away are not."""
+    real = torch.arange(20.0)[:, None]
+    near = torch.cat([torch.arange(10.0) + 0.4, 1000 + 1000 * torch.arange(10.0)])[:, None]
+    rating = ratings.realism(near, real)
+    assert rating["precision"] == 0.5
+    # Ten of 20 at 0.4 .. 9.4 reach three further, to 12.4; those at 1000, 2000 .. reach back some 3000, over all of it.
+    assert rating["recall"] == 1
+    assert ratings.realism(near[:10], real[:10])["precision"] == 1
+    assert ratings.realism(near[:10] - 100, real[:10]) == {
+        "precision": 0, "recall": 0, "frechet_distance": pytest.approx(99.6**2)
+    }  # fmt: skip
+
+
+def test_realism_at_its_ends() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, other = torch.randn(2, 300, 8, generator=generator)
+    perfect = ratings.realism(real, real)
+    assert perfect == {"precision": 1, "recall": 1, "frechet_distance": pytest.approx(0, abs=1e-6)}
+    likewise = ratings.realism(other, real)
+    assert likewise["precision"] > 0.7 and likewise["recall"] > 0.7 and likewise["frechet_distance"] < 1
+    prototype = ratings.realism(real.mean(0, keepdim=True).expand(300, 8), real)
+    assert prototype["precision"] == 1 and prototype["recall"] < 0.01  # all real, and none of the variety
+    foreign = ratings.realism(other + 10, real)
+    assert foreign["precision"] == foreign["recall"] == 0 and foreign["frechet_distance"] > 700
+
+
+def test_correlation_and_ssim_at_their_ends(digits: tuple) -> None:
+    images, _ = digits
+    torch.testing.assert_close(ratings.correlation(images, images), torch.ones(120))
+    torch.testing.assert_close(ratings.correlation(0.3 * images - 0.2, images), torch.ones(120))  # up to contrast
+    torch.testing.assert_close(ratings.correlation(-images, images), -torch.ones(120))
+    assert ratings.correlation(torch.zeros_like(images), images).abs().max() < 1e-6
+    torch.testing.assert_close(ratings.ssim(images, images), torch.ones(120))
+    assert ratings.ssim(0.3 * images - 0.2, images).max() < 0.9  # contrast counts
+    assert ratings.ssim(noise_like(images), images).mean() < 0.2
+    torch.testing.assert_close(ratings.ssim(images[:1], images[:1]), torch.ones(1))
+
+
+def test_ssim_of_flat_images_is_its_closed_form() -> None:
+    one, other = torch.full((2, 1, 16, 16), 0.5), torch.full((2, 1, 16, 16), -0.25)
+    constant = (0.01 * 2) ** 2  # the images span 2
+    expected = (2 * 0.5 * -0.25 + constant) / (0.5**2 + 0.25**2 + constant)
+    torch.testing.assert_close(ratings.ssim(one, other), torch.full((2,), expected), atol=1e-4, rtol=0)
+
+
+def test_retrieval_at_its_ends(digits: tuple) -> None:
+    images, labels = digits
+    perfect = ratings.retrieval(images, images, labels)
+    assert perfect["overall"]["accuracy"] == perfect["within_class"]["accuracy"] == 1
+    assert perfect["overall"]["chance"] == 1 / 120
+    assert perfect["within_class"]["chance"] == 3 / 120  # 40 in each class
+    one_each = ratings.retrieval(prototypes(images, labels), images, labels)
+    assert one_each["within_class"]["accuracy"] == one_each["within_class"]["chance"]
+    assert one_each["overall"]["accuracy"] == 3 / 120
+    noise = ratings.retrieval(noise_like(images), images, labels)
+    assert noise["overall"]["accuracy"] < 0.05 and noise["within_class"]["accuracy"] < 0.1
+
+
+def test_retrieval_within_the_class_leaves_out_the_others() -> None:
+    images = torch.eye(4).reshape(4, 1, 2, 2)
+    imagined = images[[1, 1, 2, 3]]  # the first looks like the second, which is of another class
+    found = ratings.retrieval(imagined + 0.1 * images, images, torch.tensor([0, 1, 0, 1]))
+    assert (found["overall"]["accuracy"], found["within_class"]["accuracy"]) == (0.75, 1)
+
+
+def test_diversity_at_its_ends(digits: tuple) -> None:
+    images, labels = digits
+    assert ratings.diversity(images, images, labels)["mean"] == pytest.approx(1)
+    assert ratings.diversity(prototypes(images, labels), images, labels)["mean"] == 0
+    assert ratings.diversity(0.5 * images, images, labels)["mean"] == pytest.approx(0.5)
+    assert ratings.diversity(noise_like(images), images, labels)["mean"] > 1.5
+    collapsed = torch.where((labels == 2)[:, None, None, None], prototypes(images, labels), images)
+    per_digit = ratings.diversity(collapsed, images, labels)["per_digit"]
+    assert [entry["diversity"] for entry in per_digit] == pytest.approx([1, 1, 0])

@@ -1,0 +1,381 @@
+"""An honest rating of what stage three imagined: by judges that took no part, against real digits, and against its source.
+
+    python evaluate.py                                # rates results/train_all
+    python evaluate.py --name train_all_published     # or another run of stage three
+    python evaluate.py --compare seed0/results seed1/results seed2/results    # several ratings, mean and spread over seeds
+
+Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set and
+writes `results/evaluation/` (for another `--name`: `results/evaluation_<name>/`): metrics.json, every number as a fraction;
+and index.html, one self-contained page to look at and to listen to. Two of the judges are trained on first use, and kept in
+`results/judges/`: on MNIST some 9 minutes on one core.
+
+With `--compare`, each folder holds the metrics.json of a rating, or is a results folder (then its `evaluation/` is taken).
+Runs that differ in nothing but seeds and places are one row; it prints the table, and writes `results/comparison/`: table.md
+and metrics.json. Nothing is rated anew.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import data
+import emnist_dcgan
+import judges
+import page
+import ratings
+import runs
+import train_all
+from vggish import Ear, load_embedder
+
+
+@dataclass(frozen=True)
+class Config:
+    # what is rated
+    name: str = "train_all"  # of the run of stage three, a folder in results/
+    output: Path | None = None  # None: results/evaluation, or results/evaluation_<name> for another name
+    compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
+
+    # the judges that are trained on first use; other values than those they were trained with train them again
+    judges: Path | None = None  # the folder that keeps them. None: results/judges; name another run's to spare the training
+    judges_epochs: int = 8  # of the transformer
+    judges_batch: int = 128  # of the transformer
+    kernel_centres: int = 2000  # real digits with which the kernel classifier compares; fewer make it quicker and worse
+
+    # the run
+    seed: int = 0  # of the two judges, of the samples from noise, and of the halves of the test set
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
+    results: Path = Path("results")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Rate, or compare; returns what metrics.json says."""
+    if config.compare:
+        return compare(config.compare, config.results / "comparison")
+    started = time.perf_counter()
+    device = runs.choose_device(config.device)
+    output = config.output or config.results / ("evaluation" if config.name == "train_all" else f"evaluation_{config.name}")
+    stages = load_stages(config)
+    runs.probe(output)
+    ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
+    untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
+    _, stage_one = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
+    panel = judges.load(config.results, judge_settings(config, dataset), device)
+    test = data.load_heard(dataset, "test", config.data_root, device)
+    heard = data.as_seen(test.images)
+
+    print(f"hearing {len(heard)} test digits ...", flush=True)
+    imagined, distance = train_all.imagine(ear, network, generator, test)
+    readers = {"classifier": classifier, **panel}
+    read = {name: predict(reader, imagined) for name, reader in readers.items()}
+    readings = {
+        name: {
+            **ratings.reading(read[name], test.labels),
+            "real": ratings.reading(predict(reader, heard), test.labels),  # what it can be trusted with
+        }
+        for name, reader in readers.items()
+    }
+    correlations = ratings.correlation(imagined, heard)
+    numbers = {
+        "judges": {name: readings[name] for name in panel},
+        "judges_mean": judges_mean([readings[name] for name in panel]),
+        "classifier": readings["classifier"],
+        "sound_classifier": ratings.reading(tell_apart(ear, stage_one, test), test.labels),
+        "realism": realism(panel["residual"], heard, imagined, untaught, generator, config.seed),
+        "correlation": ratings.mean(correlations),
+        "ssim": ratings.mean(ratings.ssim(imagined, heard)),
+        "retrieval": ratings.retrieval(imagined, heard, test.labels),
+        "diversity": ratings.diversity(imagined, heard, test.labels),
+        "sound_distance": distance,
+    }
+    record = {
+        "stage": "evaluate",
+        "dataset": dataset,
+        **numbers,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": runs.device_name(device),
+        "seed": config.seed,
+        "revision": runs.revision(),
+        "versions": {**runs.versions(), **{name: version(name) for name in ("torchmetrics", "torch-fidelity")}},
+        "config": runs.plain(config),
+        "judge_settings": runs.plain(judge_settings(config, dataset)),
+        "stages": stages,
+    }
+    shown = choose(correlations, test.labels)
+    examples = [
+        example(ear, test, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
+        for index, rank in shown
+    ]
+    log = read_log(config.results / config.name / "log.jsonl")
+    runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
+    runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    said = ", ".join(f"{readings[name]['accuracy']:.2%} by the {name} judge" for name in panel)
+    print(
+        f"imagined digits read right: {said}; {readings['classifier']['accuracy']:.2%} by the classifier that was to be "
+        f"pleased. {output}/metrics.json, {output}/index.html"
+    )
+    return record
+
+
+def judge_settings(config: Config, dataset: str) -> judges.Settings:
+    return judges.Settings(
+        dataset=dataset,
+        results=config.judges or config.results / "judges",
+        data_root=config.data_root,
+        epochs=config.judges_epochs,
+        batch=config.judges_batch,
+        centres=config.kernel_centres,
+        seed=judges.Settings.seed + config.seed,
+    )
+
+
+def load_stages(config: Config) -> dict[str, dict[str, Any]]:
+    """Seed, epoch, revision and configuration of every stage that the rated run is made of.
+
+    Raises:
+        runs.UserError: if a checkpoint is missing, foreign or damaged, stage three is not complete, or the generator of
+            stage two is not the one that it started from.
+    """
+    mend = "run train_all.py" if config.name == "train_all" else f"run train_all.py --name {config.name}"
+    stages = {}
+    for stage in ("train_all", "train_vggish", "mnist_classify_train", "emnist_dcgan", "judge"):
+        folder = config.results / (config.name if stage == "train_all" else stage)
+        said = {"train_all": mend, "judge": "run mnist_classify_train.py"}.get(stage)
+        checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
+        stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
+    if not runs.complete(config.results / config.name):
+        raise runs.UserError(f"{config.results / config.name} holds a run that is not complete; {mend} --resume.")
+    started_from, there = stages["train_all"]["config"]["generator_width"], stages["emnist_dcgan"]["config"]["width"]
+    if started_from != there:
+        raise runs.UserError(
+            f"{config.results / config.name} started from a generator of width {started_from}, but "
+            f"{config.results}/emnist_dcgan holds one of width {there}; {mend} again."
+        )
+    return stages
+
+
+@torch.no_grad()
+def predict(reader: nn.Module, images: Tensor) -> Tensor:
+    """The digits, `(N,)`, that `reader` reads in `(N, 1, 64, 64)` images in [-1, 1]."""
+    return torch.cat([reader(part).argmax(1) for part in images.split(500)])
+
+
+@torch.no_grad()
+def tell_apart(ear: Ear, network: nn.Module, digits: data.Digits) -> Tensor:
+    """The digits, `(N,)`, that the sound classifier of stage one hears: more cannot be imagined right."""
+    said = []
+    for images in digits.images.split(256):
+        with runs.autocast(images.device):
+            said.append(network(ear(images)).argmax(1))
+    return torch.cat(said)
+
+
+def judges_mean(readings: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean accuracy of the judges, and that of the digit which fares worst by this mean."""
+    per_digit = zip(*([entry["accuracy"] for entry in reading["per_digit"]] for reading in readings), strict=True)
+    return {
+        "accuracy": statistics.fmean(reading["accuracy"] for reading in readings),
+        "worst_digit": min(statistics.fmean(accuracies) for accuracies in per_digit),
+    }
+
+
+def realism(
+    judge: nn.Module, heard: Tensor, imagined: Tensor, untaught: nn.Module, taught: nn.Module, seed: int
+) -> dict[str, Any]:
+    """`ratings.realism` of what was imagined, and of the two ends of its scale.
+
+    One random half of the test set is the reference. Against it: what was imagined of the other half; the other half itself,
+    as good as it gets; and as many samples of the generator from noise, before stage three and after it. So every set has
+    the same size, none shares an image with the reference, and no judge learned from any of them.
+    """
+    half = len(heard) // 2
+    order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(heard.device)
+    first, second = order[:half], order[half : 2 * half]
+    z = emnist_dcgan.noise(half, seed, heard.device)
+    sets = {
+        "imagined": imagined[first],
+        "real": heard[first],
+        "samples_before": emnist_dcgan.draw(untaught, z),
+        "samples_after": emnist_dcgan.draw(taught, z),
+    }
+    reference = ratings.judge_features(judge, heard[second])
+    rated = {name: ratings.realism(ratings.judge_features(judge, images), reference) for name, images in sets.items()}
+    return {"features": "residual", "images": half, **rated}
+
+
+def choose(correlations: Tensor, labels: Tensor) -> list[tuple[int, str]]:
+    """Index and rank of the best, the median and the worst of each class, ranked by correlation with the heard image."""
+    shown = []
+    for digit in labels.unique().tolist():
+        index = torch.nonzero(labels == digit)[:, 0]
+        index = index[correlations[index].argsort(descending=True, stable=True)].tolist()
+        shown += [(index[0], "best"), (index[(len(index) - 1) // 2], "median"), (index[-1], "worst")]
+    return shown
+
+
+@torch.no_grad()
+def example(
+    ear: Ear, digits: data.Digits, imagined: Tensor, index: int, rank: str, correlations: Tensor, read: dict[str, int]
+) -> page.Example:
+    image = digits.images[index : index + 1]
+    sound = ear.translator(image)
+    return page.Example(
+        index=index,
+        digit=int(digits.labels[index]),
+        rank=rank,
+        heard=image[0].cpu().numpy(),
+        sound=sound[0].cpu().numpy(),
+        sample_rate=ear.encoding.sample_rate,
+        logmel=ear.hear(sound)[0, 0].cpu().numpy(),
+        imagined=imagined[index, 0].cpu().numpy(),
+        correlation=correlations[index].item(),
+        read=read,
+    )
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's log.jsonl."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise runs.UserError(f"{path} is missing or damaged; run train_all.py again.") from error
+
+
+# -- several ratings, side by side -------------------------------------------------------------------------------------
+
+COLUMNS: dict[str, tuple[str, Callable[[dict], float]]] = {
+    "classifier": ("read right by the classifier that was to be pleased", lambda m: m["classifier"]["accuracy"]),
+    "residual": ("read right by the residual judge", lambda m: m["judges"]["residual"]["accuracy"]),
+    "transformer": ("read right by the transformer", lambda m: m["judges"]["transformer"]["accuracy"]),
+    "kernel": ("read right by the kernel classifier", lambda m: m["judges"]["kernel"]["accuracy"]),
+    "judges_mean": ("the same, mean of the three judges", lambda m: m["judges_mean"]["accuracy"]),
+    "worst_digit": ("the same, the digit that fares worst", lambda m: m["judges_mean"]["worst_digit"]),
+    "frechet_distance": ("Frechet distance to real digits", lambda m: m["realism"]["imagined"]["frechet_distance"]),
+    "precision": ("precision", lambda m: m["realism"]["imagined"]["precision"]),
+    "recall": ("recall", lambda m: m["realism"]["imagined"]["recall"]),
+    "ssim": ("SSIM with the heard image", lambda m: m["ssim"]["mean"]),
+    "correlation": ("correlation with the heard image", lambda m: m["correlation"]["mean"]),
+    "retrieval": ("retrieval", lambda m: m["retrieval"]["overall"]["accuracy"]),
+    "retrieval_within_class": ("retrieval within the class", lambda m: m["retrieval"]["within_class"]["accuracy"]),
+    "diversity": ("diversity within a class", lambda m: m["diversity"]["mean"]),
+    "sound_classifier": ("limit: sounds told apart", lambda m: m["sound_classifier"]["accuracy"]),
+}
+
+
+def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
+    """Set ratings side by side: mean and sample standard deviation over the runs that differ in seeds only.
+
+    Raises:
+        runs.UserError: if a rating is missing, unreadable or foreign, or two have the same settings and the same seeds.
+    """
+    groups: dict[str, list[tuple[Path, dict]]] = {}
+    for folder in folders:
+        path, metrics = read_rating(folder)
+        groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append((path, metrics))
+    differing = differing_settings([json.loads(key) for key in groups])
+    rows = []
+    for members, differs in zip(groups.values(), differing, strict=True):
+        seeds = [seeds_of(metrics) for _, metrics in members]
+        for position, one in enumerate(seeds):
+            if one in seeds[:position]:
+                first, again = members[seeds.index(one)][0], members[position][0]
+                raise runs.UserError(f"{first} and {again} rate the same settings and seeds; give each run once.")
+        rows.append(
+            {
+                "name": " ".join(dict.fromkeys(metrics["config"]["name"] for _, metrics in members)),
+                "settings": differs,  # those in which the rows are not all alike
+                "ratings": [str(path) for path, _ in members],
+                "seeds": [metrics["stages"]["train_all"]["seed"] for _, metrics in members],
+                "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
+            }
+        )
+    record = {"stage": "compare", "rows": rows, "revision": runs.revision(), "versions": runs.versions()}
+    table = comparison_table(rows)
+    runs.write(output / "table.md", lambda path: path.write_text(table))
+    runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    print(f"{table}\n{output}/table.md, {output}/metrics.json")
+    return record
+
+
+def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The metrics.json of a rating, and where it was: in `folder`, or in `evaluation/` of the results folder `folder`."""
+    path = folder / "metrics.json" if (folder / "metrics.json").exists() else folder / "evaluation" / "metrics.json"
+    if not path.is_file():
+        raise runs.UserError(
+            f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py on its run first."
+        )
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise runs.UserError(f"{path} is damaged; run evaluate.py on its run again.") from error
+    try:
+        if metrics["stage"] != "evaluate":
+            raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")
+        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"]
+        [float(get(metrics)) for _, get in COLUMNS.values()]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise runs.UserError(
+            f"{path} is no rating of this version ({error!r}); run evaluate.py on its run again."
+        ) from error
+    return path, metrics
+
+
+def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the run and its judges were made with, but for seeds, names and places."""
+    configs = {stage: entry["config"] for stage, entry in metrics["stages"].items()}
+    configs["judges"] = metrics["judge_settings"]
+    left_out = {*runs.PLACES, "seed", "name"}
+    return {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}
+
+
+def seeds_of(metrics: dict[str, Any]) -> dict[str, int]:
+    return {stage: entry["seed"] for stage, entry in metrics["stages"].items()}
+
+
+def differing_settings(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each, what is not alike in all of them."""
+    keys = sorted({key for one in settings for key in one})
+    unlike = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+    return [{key: one.get(key) for key in unlike} for one in settings]
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, and sample standard deviation over the seeds, which one seed does not tell."""
+    return {
+        "mean": statistics.fmean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }
+
+
+def comparison_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a column for each row of settings, a line for each number."""
+
+    def shown(column: dict[str, Any]) -> str:
+        return f"{column['mean']:.4f}" + ("" if column["spread"] is None else f" ± {column['spread']:.4f}")
+
+    lines = [["", *(row["name"] for row in rows)], ["---"] * (len(rows) + 1)]
+    lines.append(["seeds", *(", ".join(map(str, row["seeds"])) for row in rows)])
+    for name, (title, _) in COLUMNS.items():
+        lines.append([title, *(shown(row["columns"][name]) for row in rows)])
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    table += "\nMean ± sample standard deviation over the seeds; accuracies, precision and recall are fractions.\n"
+    single = [row["name"] for row in rows if len(row["seeds"]) == 1]
+    if single:
+        table += f"One seed only, so the spread is unknown: {', '.join(single)}.\n"
+    for row in rows:
+        settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+        table += f"{row['name']}: {settings or 'the same settings in all'}.\n" if len(rows) > 1 else ""
+    return table
+
+
+if __name__ == "__main__":
+    runs.command_line(Config, main, __doc__)

@@ -1,0 +1,383 @@
+"""The rating: through its command line, its judges, its page in a real browser, and the comparison over seeds."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import script
+
+import data
+import evaluate
+import judges
+import page
+import runs
+import train_all
+from models.kernel import KernelClassifier
+from models.transformer import Transformer
+
+FLAGS = ("--device", "cpu", "--judges-epochs", "1", "--judges-batch", "64", "--kernel-centres", "200")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def rated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chain's results, with the rating that the command line left in it. Read it only."""
+    results = Path(shutil.copytree(chain, tmp_path_factory.mktemp("rated") / "results"))
+    done = script("evaluate.py", *FLAGS, "--results", str(results))
+    assert done.returncode == 0, done.stderr
+    assert "judge transformer: not in" in done.stdout
+    assert f"{results}/evaluation/index.html" in done.stdout.splitlines()[-1]
+    return results
+
+
+@pytest.fixture(scope="session")
+def metrics(rated: Path) -> dict:
+    return json.loads((rated / "evaluation" / "metrics.json").read_text())
+
+
+def settings(results: Path, **more: object) -> judges.Settings:
+    """As the flags above say it."""
+    config = {"epochs": 1, "batch": 64, "centres": 200, **more}
+    return judges.Settings("handwritten", results / "judges", data_root=Path(), **config)
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_the_rating_says_everything_as_fractions(metrics: dict) -> None:
+    assert set(metrics["judges"]) == {"residual", "transformer", "kernel"}
+    for reading in (*metrics["judges"].values(), metrics["classifier"], metrics["sound_classifier"]):
+        low, high = reading["interval"]
+        assert 0 <= low <= reading["accuracy"] <= high <= 1
+        assert reading["images"] == np.sum(reading["confusion"]) == 360
+        assert len(reading["per_digit"]) == 10
+        assert reading["accuracy"] == np.trace(reading["confusion"]) / 360
+    assert metrics["judges"]["kernel"]["real"]["accuracy"] > 0.95  # a limit that does not come from the imagined ones
+    assert metrics["retrieval"]["overall"]["images"] == 360  # all that there are
+    assert metrics["realism"]["images"] == 180
+    for name in ("imagined", "real", "samples_before", "samples_after"):
+        assert metrics["realism"][name]["frechet_distance"] > -1e-6
+        assert 0 <= metrics["realism"][name]["precision"] <= 1
+        assert 0 <= metrics["realism"][name]["recall"] <= 1
+    assert {"seed", "revision", "versions", "machine", "config", "seconds"} <= metrics.keys()
+
+
+def test_the_rating_agrees_with_stage_three_and_stage_one(rated: Path, metrics: dict) -> None:
+    stage = runs.read_metrics(rated / "train_all")
+    assert metrics["classifier"]["accuracy"] == pytest.approx(stage["test_accuracy"])
+    assert metrics["judges"]["residual"]["accuracy"] == pytest.approx(stage["judge_accuracy"])
+    assert metrics["correlation"]["mean"] == pytest.approx(stage["correlation"], abs=1e-6)
+    assert metrics["retrieval"]["overall"]["accuracy"] == pytest.approx(stage["retrieval"])
+    assert metrics["sound_distance"] == pytest.approx(stage["sound_distance"])
+    assert metrics["sound_classifier"]["accuracy"] == pytest.approx(
+        runs.read_metrics(rated / "train_vggish")["test_accuracy"]
+    )
+    assert metrics["stages"]["train_all"]["config"] == stage["config"]
+
+
+def test_the_mean_of_the_judges_and_the_digit_that_fares_worst() -> None:
+    one = {"accuracy": 0.9, "per_digit": [{"accuracy": 1.0}, {"accuracy": 0.8}]}
+    other = {"accuracy": 0.5, "per_digit": [{"accuracy": 0.2}, {"accuracy": 0.8}]}
+    assert evaluate.judges_mean([one, other]) == pytest.approx({"accuracy": 0.7, "worst_digit": 0.6})
+
+
+def test_the_two_ends_of_the_scale(rated: Path) -> None:
+    """Real digits look real; flat grey ones do not. No set shares an image with the reference."""
+    judge = judges.load(rated, settings(rated), CPU)["residual"]
+    heard = data.as_seen(data.load_heard("handwritten", "test", Path(), "cpu").images)
+    generator = torch.nn.Module()
+    generator.forward = lambda z: torch.zeros(len(z), 1, 64, 64)
+    rating = evaluate.realism(judge, heard, heard, generator, generator, seed=0)
+    assert rating["imagined"] == rating["real"]
+    assert rating["real"]["precision"] > 0.7 and rating["real"]["recall"] > 0.7
+    assert rating["samples_before"]["recall"] == rating["samples_after"]["precision"] == 0
+    assert 1e-6 < rating["real"]["frechet_distance"] < 0.1 * rating["samples_before"]["frechet_distance"]
+
+
+def test_best_median_and_worst_are_chosen_by_correlation() -> None:
+    correlations = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3, -0.2])
+    labels = torch.tensor([4, 4, 4, 4, 4, 7])
+    expected = [(1, "best"), (2, "median"), (0, "worst"), (5, "best"), (5, "median"), (5, "worst")]
+    assert evaluate.choose(correlations, labels) == expected
+
+
+# -- the judges --------------------------------------------------------------------------------------------------------
+
+
+def test_the_judges_are_kept_frozen_and_never_chosen_by_the_test_set(
+    rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panel = judges.load(rated, settings(rated), CPU)
+    for judge in panel.values():
+        assert not judge.training
+        assert not any(parameter.requires_grad for parameter in judge.parameters())
+    calls: list[str] = []
+    load, end_epoch = data.load_heard, runs.Run.end_epoch
+    monkeypatch.setattr(data, "load_heard", lambda name, part, *rest: (calls.append(part), load(name, part, *rest))[1])
+    monkeypatch.setattr(runs.Run, "end_epoch", lambda run, *a, **k: (calls.append("epoch"), end_epoch(run, *a, **k))[1])
+    again = settings(tmp_path)
+    judges.train_transformer(again, CPU)
+    assert calls.index("test") > calls.index("epoch")
+    judges.train_kernel(again, CPU)
+    assert calls.count("test") == 2
+    # Deterministic: what the command line trained is what the function trains.
+    for name in ("transformer", "kernel"):
+        one, other = (torch.load(root / "judges" / name / "checkpoint.pt", weights_only=True) for root in (rated, tmp_path))
+        assert all(torch.equal(value, other["networks"]["judge"][key]) for key, value in one["networks"]["judge"].items())
+        assert one["metrics"]["test_accuracy"] == other["metrics"]["test_accuracy"]
+        metrics = json.loads((tmp_path / "judges" / name / "metrics.json").read_text())
+        assert 0 <= metrics["test_accuracy"] <= 1
+
+
+def test_the_kernel_classifier_is_exact_on_its_own_centres_and_blind_to_contrast(rated: Path) -> None:
+    judge = judges.load(rated, settings(rated), CPU)["kernel"]
+    test = data.load_heard("handwritten", "test", Path(), "cpu")
+    images = data.as_seen(test.images)
+    right = evaluate.predict(judge, images) == test.labels
+    assert right.double().mean() > 0.95
+    grey = 0.2 * images - 0.7
+    assert torch.equal(evaluate.predict(judge, grey), evaluate.predict(judge, images))
+    kernels = KernelClassifier.kernels(judge, judge.centres)
+    torch.testing.assert_close(kernels.diagonal(), torch.ones(len(kernels)))
+    squared = torch.cdist(judge.centres.double(), judge.centres.double()) ** 2
+    torch.testing.assert_close(kernels.double(), (-judge.gamma * squared).exp(), atol=1e-5, rtol=0)
+
+
+def test_the_transformer_learns() -> None:
+    torch.manual_seed(0)
+    judge = Transformer()
+    digits = data.load_heard("handwritten", "train", Path(), "cpu")
+    images, labels = data.as_seen(digits.images[:128]), digits.labels[:128]
+    optimiser = torch.optim.AdamW(judge.parameters(), 2e-3)
+    for _ in range(25):
+        loss = torch.nn.functional.cross_entropy(judge(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert (judge(images).argmax(1) == labels).double().mean() > 0.6  # chance is 0.1
+    # Two dots, each in one patch only and at the same place in it: but for the positions, the same tokens.
+    dots = -torch.ones(2, 1, 28, 28)
+    dots[0, 0, 11, 11] = dots[1, 0, 17, 17] = 1
+    one, other = judge(dots)
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_judges_of_other_settings_are_trained_again_and_kept_ones_are_not(
+    rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    results = Path(shutil.copytree(rated, tmp_path / "results"))
+    trained: list[str] = []
+    monkeypatch.setattr(judges, "train_transformer", lambda *_: trained.append("transformer"))
+    train_kernel = judges.train_kernel
+    monkeypatch.setattr(judges, "train_kernel", lambda *args: (trained.append("kernel"), train_kernel(*args)))
+    judges.load(results, settings(results), CPU)
+    assert trained == []
+    judges.load(results, settings(results, centres=50), CPU)
+    assert trained == ["transformer", "kernel"]
+    assert "kernel was trained with another centres; it is trained again" in capsys.readouterr().out
+    assert (results / "judges" / "kernel.before").exists()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "foreign", "weights"])
+def test_a_damaged_judge_is_refused_in_words(damage: str, rated: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(rated, tmp_path / "results"))
+    path = results / "judges" / "kernel" / "checkpoint.pt"
+    said = "delete .*kernel, and evaluate.py trains this judge again"
+    if damage == "garbage":
+        path.write_bytes(b"no checkpoint")
+    elif damage == "foreign":
+        shutil.copy(results / "judges" / "transformer" / "checkpoint.pt", path)
+    else:
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["networks"]["judge"]["weights"][0] = torch.nan
+        torch.save(checkpoint, path)
+        said = "are not finite; train it again"
+    with pytest.raises(runs.UserError, match=said):
+        judges.load(results, settings(results), CPU)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
+    config = evaluate.Config(results=results, device="cpu")
+    with pytest.raises(runs.UserError, match="other/checkpoint.pt is missing; run train_all.py --name other"):
+        evaluate.main(dataclasses.replace(config, name="other"))
+    with pytest.raises(runs.UserError, match="is a checkpoint of judge.py; run train_all.py"):
+        evaluate.main(dataclasses.replace(config, name="judge"))
+    checkpoint = torch.load(results / "emnist_dcgan" / "checkpoint.pt", weights_only=True)
+    checkpoint["config"]["width"] = 8
+    torch.save(checkpoint, results / "emnist_dcgan" / "checkpoint.pt")
+    with pytest.raises(runs.UserError, match="started from a generator of width 4, but .* holds one of width 8"):
+        evaluate.main(config)
+    (results / "train_all" / "metrics.json").unlink()
+    with pytest.raises(runs.UserError, match="a run that is not complete; run train_all.py --resume"):
+        evaluate.main(config)
+    (results / "emnist_dcgan" / "checkpoint.pt").unlink()
+    with pytest.raises(runs.UserError, match="emnist_dcgan/checkpoint.pt is missing; run emnist_dcgan.py"):
+        evaluate.main(config)
+    assert not (results / "evaluation").exists()
+
+
+def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def stopped(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["evaluate.py"])
+    for config, said in ((evaluate.Config, "command starts again"), (train_all.Config, "command with --resume goes on")):
+        with pytest.raises(SystemExit, match="130"):
+            runs.command_line(config, stopped, "")
+        assert said in capsys.readouterr().err
+
+
+# -- several ratings ---------------------------------------------------------------------------------------------------
+
+
+def rating(metrics: dict, folder: Path, seed: int, accuracy: float, **settings: object) -> Path:
+    """A rating of another run: its seed, what its classifier reads right, and settings of its stage three."""
+    other = json.loads(json.dumps(metrics))
+    for entry in other["stages"].values():
+        entry["seed"] = seed
+        entry["config"] = {**entry["config"], "seed": seed, "results": f"place{seed}"}
+    other["stages"]["train_all"]["config"].update(settings)
+    other["classifier"]["accuracy"] = accuracy
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(other))
+    return folder
+
+
+def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(metrics: dict, tmp_path: Path) -> None:
+    folders = [rating(metrics, tmp_path / f"{seed}", seed, accuracy) for seed, accuracy in enumerate((0.5, 0.7, 0.9))]
+    other = rating(metrics, tmp_path / "results" / "evaluation", 0, 0.25, sound_consistency=0.0)
+    done = script("evaluate.py", "--compare", *map(str, [*folders, other.parent]), "--results", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "comparison" / "metrics.json").read_text())
+    table = (tmp_path / "out" / "comparison" / "table.md").read_text()
+    assert table in done.stdout
+    ours, theirs = record["rows"]
+    assert ours["seeds"] == [0, 1, 2]
+    assert ours["columns"]["classifier"] == {
+        "mean": pytest.approx(0.7),
+        "spread": pytest.approx(0.2),
+        "values": [0.5, 0.7, 0.9],
+    }
+    assert ours["columns"]["kernel"]["spread"] == 0
+    assert theirs["columns"]["classifier"] == {"mean": 0.25, "spread": None, "values": [0.25]}
+    assert (ours["settings"], theirs["settings"]) == (
+        {"train_all.sound_consistency": 1.0},
+        {"train_all.sound_consistency": 0.0},
+    )
+    assert "0.7000 ± 0.2000 | 0.2500 |" in table
+    assert "One seed only, so the spread is unknown: train_all." in table
+    assert set(ours["columns"]) == set(evaluate.COLUMNS)
+
+
+def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:
+    one, same = (rating(metrics, tmp_path / name, 0, 0.5) for name in ("one", "same"))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "metrics.json").write_text("{")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "metrics.json").write_text('{"stage": "evaluate", "judges": {}}')
+    for folders, said in (
+        ((one, same), "one/metrics.json and .*same/metrics.json rate the same settings and seeds; give each run once"),
+        ((one, tmp_path), "holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py"),
+        ((tmp_path / "damaged",), "damaged/metrics.json is damaged; run evaluate.py"),
+        ((tmp_path / "older",), "older/metrics.json is no rating of this version"),
+        ((chain / "train_all",), "was written by train_all.py; give a folder that evaluate.py wrote"),
+    ):
+        with pytest.raises(runs.UserError, match=said):
+            evaluate.main(evaluate.Config(compare=folders, results=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_text_on_the_page_is_escaped(metrics: dict) -> None:
+    evil = json.loads(json.dumps(metrics))
+    evil["config"]["name"] = evil["machine"] = "<script>alert('&')</script>"
+    evil["stages"]["train_all"]["config"]["data_root"] = '"><img src=x>'
+    log = [{"epoch": 1, "cross_entropy": 1.0, "sound_distance": 0.5}]
+    html = page.render(evil, [], log)
+    assert "<script>alert" not in html and "<img" not in html
+    assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in html
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    path = shutil.which("chromium")
+    if not path:
+        pytest.skip("no chromium is here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+def test_the_page_in_a_real_browser(rated: Path, browser: object) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    file = rated / "evaluation" / "index.html"
+    assert file.stat().st_size < 3_000_000
+    requests, errors = [], []
+    opened = browser.new_page(viewport={"width": 1280, "height": 1000})
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.goto(file.as_uri())
+
+    # Looks right to a screen reader, in the dark, and in a narrow window; axe-core finds nothing.
+    for width, scheme in ((1280, "light"), (400, "dark")):
+        opened.set_viewport_size({"width": width, "height": 900})
+        opened.emulate_media(color_scheme=scheme)
+        opened.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        report = Axe().run(opened)
+        assert report.violations_count == 0, report.generate_report()
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.locator("h1").count() == 1
+    alternatives = opened.eval_on_selector_all("img", "all => all.map(one => one.alt)")
+    assert len(alternatives) == 90 and all(alternatives)
+    assert opened.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    assert all(opened.eval_on_selector_all("audio", "all => all.map(one => one.ariaLabel)"))
+
+    # Every soundscape can be decoded, and lasts as long as the encoding says.
+    loaded = "() => [...document.querySelectorAll('audio')].every(one => one.readyState >= 1 || one.error)"
+    opened.wait_for_function(loaded)
+    durations = opened.eval_on_selector_all("audio", "all => all.map(one => one.duration)")
+    assert durations == pytest.approx([1.05] * 30, abs=0.01)
+
+    # By keyboard alone: skip link, navigation, then the two choices, which hide what was not chosen.
+    opened.reload()
+    order = []
+    for _ in range(8):
+        opened.keyboard.press("Tab")
+        order.append(opened.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    expected = ["Skip to the digits", "Digits", "Numbers", "Confusion", "Curves", "Configuration", "digit", "rank"]
+    assert order == expected
+    assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    opened.keyboard.press("w")  # worst
+    assert opened.locator(".card:visible").count() == 10
+    assert opened.locator("#count").inner_text() == "10 of 30 shown"
+    opened.keyboard.press("Shift+Tab")
+    opened.keyboard.press("3")
+    assert opened.locator(".card:visible h3").all_inner_texts()[0].startswith("3, worst")
+    assert opened.locator("#count").inner_text() == "1 of 30 shown"
+    assert errors == []
+    assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()] * 2
+    opened.close()
+
+
+def test_the_page_without_javascript_shows_all(rated: Path, browser: object) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto((rated / "evaluation" / "index.html").as_uri())
+    assert opened.locator(".card:visible").count() == 30
+    assert opened.locator("#choice:visible").count() == 0
+    context.close()
