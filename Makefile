@@ -30,7 +30,7 @@ evaluate-demo: install
 
 # What spares the GAN steps where the network is narrow; the published settings are the script's defaults.
 GAN := --batch 32 --learning-rate 1e-3 --discriminator-learning-rate 2e-4 --instance-noise 0.5
-CONSISTENT := --sound-consistency 1 --detail 10 --no-dropout
+CONSISTENT := --sound-consistency 1 --detail 10 --grey 1 --no-dropout
 
 test: install
 	$(PY) -m pytest
@@ -53,10 +53,10 @@ reproduce: install
 MEMORY := --split mnist --file train
 reproduce-cpu: install
 	$(PY) train_vggish.py --width 16 --learning-rate 1e-3 --late-epoch 4
-	$(PY) mnist_classify_train.py --learning-rate 0.02 --epochs 9 --late-epoch 7 --judge-epochs 6
+	$(PY) mnist_classify_train.py --rotation 10 --learning-rate 0.02 --epochs 14 --late-epoch 11 --judge-epochs 6
 	$(PY) emnist_dcgan.py $(MEMORY) --width 32 --epochs 5 --images-per-epoch 6400 $(GAN)
-	$(PY) train_all.py --name train_all_published --images-per-epoch 12800 --learning-rate 5e-4
-	$(PY) train_all.py --images-per-epoch 12800 --epochs 5 --joint-epochs 4 --joint-learning-rate 1e-3 $(CONSISTENT)
+	$(PY) train_all.py --name train_all_published --images-per-epoch 8000 --learning-rate 5e-4
+	$(PY) train_all.py --images-per-epoch 8000 --joint-epochs 3 --joint-learning-rate 1e-3 $(CONSISTENT)
 	$(PY) evaluate.py --name train_all_published
 	$(PY) evaluate.py
 
