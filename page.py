@@ -43,7 +43,7 @@ class Example:
     digit: int  # its label
     rank: str  # best, median or worst of its class
     heard: np.ndarray  # (28, 28) uint8
-    sound: np.ndarray  # (samples,) in [-1, 1]
+    sound: np.ndarray  # (samples,) in [-1, 1], or (2, samples) in stereo
     sample_rate: int  # Hz
     logmel: np.ndarray  # (frames, 64), natural log
     imagined: np.ndarray  # (64, 64) in [-1, 1]
@@ -154,7 +154,7 @@ def _png(pixels: np.ndarray) -> str:
 
 def _wav(sound: np.ndarray, sample_rate: int) -> str:
     file = io.BytesIO()
-    soundfile.write(file, sound, sample_rate, "PCM_16", format="WAV")
+    soundfile.write(file, sound.T, sample_rate, "PCM_16", format="WAV")
     return _uri("audio/wav", file.getvalue())
 
 
