@@ -5,7 +5,8 @@
 
 Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
 sound-consistent, the first test digit of each class), epochs.png (what the judge says over the epochs), soundscapes.png
-and samples.png. Every digit is chosen by its index, none by its beauty.
+and samples.png; and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by
+its index, none by its beauty.
 """
 
 import json
@@ -13,15 +14,19 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import data
 import figures
+import pictures
 import runs
 import train_all
 from vggish import HOP, SAMPLE_RATE
+from voice_translator import Encoding, VoiceTranslator
 
 IMS = Path(__file__).parent
 
@@ -52,6 +57,7 @@ def main(config: Config) -> None:
     runs.write(config.out / "soundscapes.png", lambda path: shutil.copyfile(soundscapes, path))
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
     runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
+    draw_photo(config.out / "photo.png")
 
 
 def draw_rows(path: Path, rows: dict[str, torch.Tensor]) -> None:
@@ -114,6 +120,16 @@ def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
     axes[0].set_ylabel("share of the validation part")
     axes[2].legend(loc="upper left")
     save(path, figure)
+
+
+def draw_photo(path: Path) -> None:
+    """scikit-learn's photograph of a temple (danielbuechele, flickr, CC BY 2.0) as the vOICe sounds it, in stereo."""
+    encoding = Encoding.hificode(stereo=True)
+    translator = VoiceTranslator(encoding)
+    photo = torch.from_numpy(np.array(Image.fromarray(load_sample_image("china.jpg")).convert("L")))[None]
+    image = translator.resized(photo) / 255
+    hz = (encoding.lowest_hz, encoding.highest_hz)
+    pictures.draw_spectrogram(path, image[0], translator(image)[0], encoding.sample_rate, hz, log=True)
 
 
 def save(path: Path, figure: plt.Figure) -> None:
