@@ -8,6 +8,7 @@ al., "Listen to the Image", CVPR 2019, used them (rectangular time window, conti
 
 As a library:
 
+    >>> import torch
     >>> from voice_translator import Encoding, VoiceTranslator, to_pcm16
     >>> images = torch.zeros(8, 28, 28, dtype=torch.uint8)
     >>> VoiceTranslator(Encoding())(images).shape  # samples in [-1, 1], differentiable in the image
@@ -316,7 +317,7 @@ class VoiceTranslator(nn.Module):
             if self.encoding.negative:
                 pixels = 255 - pixels
             mean = pixels.mean(dim=(1, 2), keepdim=True)
-            pixels = pixels + self.encoding.contrast * (pixels - mean)
+            pixels = torch.add(pixels, pixels - mean, alpha=self.encoding.contrast)
             clipped = pixels.clamp(0, 255)
             if not leak:
                 return self._loudness(clipped)
@@ -328,17 +329,17 @@ class VoiceTranslator(nn.Module):
     def _loudness(self, pixels: Tensor, leak: float = 0.0) -> Tensor:
         levels = self.encoding.grey_levels
         if levels is None:
-            silent, exponent = pixels <= 0, (pixels / 16 - 15) / 10
+            audible, decades = pixels > 0, pixels / 160 - 1.5
         else:
             # The 1e-4 of a level: 16 / 255 * 255 may fall just below 16.
             level = torch.floor(pixels.detach() * (levels / 256) + 1e-4)
-            silent = level <= 0
+            audible = level > 0
             if leak:
                 slope = leak * pixels * (levels / 256)
                 level = level + (slope - slope.detach())
-            exponent = 1.5 * (level / (levels - 1) - 1)
-        loudness = torch.exp(math.log(10) * exponent)  # twice as fast as a power of 10
-        return torch.where(silent, loudness - loudness.detach(), loudness) if leak else loudness.masked_fill(silent, 0)
+            decades = level * (1.5 / (levels - 1)) - 1.5
+        loudness = torch.exp(math.log(10) * decades)  # twice as fast as a power of 10
+        return torch.where(audible, loudness, loudness - loudness.detach()) if leak else loudness * audible
 
     def resized(self, images: Tensor) -> Tensor:
         """`(B, rows, columns)` grey levels in 0..255."""

@@ -353,7 +353,7 @@ def test_the_ear_hears_the_mean_of_both_ears() -> None:
 
 
 def test_the_examples_of_the_docstring() -> None:
-    done = doctest.testmod(voice_translator, extraglobs={"torch": torch})
+    done = doctest.testmod(voice_translator)
     assert done.attempted >= 5
     assert done.failed == 0
 
