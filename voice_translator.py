@@ -39,7 +39,7 @@ from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor, nn
 
 # Numbers that are made in one go, of 8 images or more: on the CPU more leave the cache, on the GPU fewer cost launches.
-CPU_TOGETHER, GPU_TOGETHER = 3 << 20, 1 << 27
+CPU_TOGETHER, GPU_TOGETHER = 2 << 20, 1 << 27
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]

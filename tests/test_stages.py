@@ -250,11 +250,14 @@ def test_the_command_line_and_the_function_give_the_same_weights(
         assert_equal_weights(results / name, chain / name)
 
 
-def test_the_two_objectives_differ(results: Path) -> None:
-    for weight in (0.0, 1.0):
-        train_all.main(config(*STAGES[3], results, epochs=1, sound_consistency=weight, name=f"weight_{weight:.0f}"))
-    one, other = (weights(results / name / "checkpoint.pt") for name in ("weight_0", "weight_1"))
-    assert not torch.equal(one["vggish.features.0.weight"], other["vggish.features.0.weight"])
+def test_every_term_of_the_objective_counts(results: Path) -> None:
+    learned = []
+    for name in ("sound_consistency", "detail", "grey", "classifier_weight"):
+        terms = {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "classifier_weight": 1.0, name: 2.0}
+        train_all.main(config(*STAGES[3], results, epochs=1, images_per_epoch=64, name=name, **terms))
+        learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])
+    for position, one in enumerate(learned):
+        assert not any(torch.equal(one, other) for other in learned[:position])
 
 
 def test_sound_distance_is_zero_for_the_heard_image_and_leads_back_to_it() -> None:
@@ -278,6 +281,14 @@ def test_inaudible_detail_is_what_the_encoding_cannot_resolve() -> None:
     assert train_all.inaudible_detail(ear, checkered).item() == pytest.approx(0.25, rel=0.1)  # all of its variance
     stroke = data.as_seen(data.load_heard("handwritten", "train", Path(), "cpu").images[:8])
     assert train_all.inaudible_detail(ear, stroke).item() < 0.01
+
+
+def test_greyness_is_none_of_black_and_white_and_falls_along_its_gradient() -> None:
+    assert train_all.greyness(torch.tensor([-1.0, 1.0])) == 0
+    assert train_all.greyness(torch.zeros(2, 1, 4, 4)) == 1
+    image = torch.tensor([-0.5, 0.2], requires_grad=True)
+    train_all.greyness(image).backward()
+    assert image.grad[0] > 0 > image.grad[1]  # a step against it blackens the one and whitens the other
 
 
 # -- they learn something ----------------------------------------------------------------------------------------------
