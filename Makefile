@@ -56,7 +56,7 @@ reproduce-cpu: install
 	$(PY) mnist_classify_train.py --rotation 10 --learning-rate 0.02 --epochs 14 --late-epoch 11 --judge-epochs 6
 	$(PY) emnist_dcgan.py $(MEMORY) --width 32 --epochs 5 --images-per-epoch 6400 $(GAN)
 	$(PY) train_all.py --name train_all_published --images-per-epoch 8000 --learning-rate 5e-4
-	$(PY) train_all.py --images-per-epoch 8000 --joint-epochs 3 --joint-learning-rate 1e-3 $(CONSISTENT)
+	$(PY) train_all.py --images-per-epoch 12800 --epochs 6 --joint-epochs 5 --joint-learning-rate 1e-3 $(CONSISTENT)
 	$(PY) evaluate.py --name train_all_published
 	$(PY) evaluate.py
 
