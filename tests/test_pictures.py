@@ -92,10 +92,13 @@ def test_there_and_back(photo: Path, stereo: bool, capsys: pytest.CaptureFixture
     sound, back = photo.with_suffix(".flac"), photo.parent / "back.png"
     main(Config((photo,), sound, encoding=e, device="cpu"))
     main(Config((photo,), back, decode=sound, encoding=e))
-    assert "Its correlation with" in capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr().out.split("Its correlation with")[1].split(" is ")[1]
     with Image.open(back) as image:
         shrunk = VoiceTranslator(e).resized(torch.from_numpy(RAMP)[None])[0].numpy()
         np.testing.assert_allclose(np.asarray(image), shrunk, rtol=0, atol=6)
+        assert float(said.rstrip(".\n")) == pytest.approx(
+            np.corrcoef(np.asarray(image).ravel(), shrunk.ravel())[0, 1], abs=1e-3
+        )
 
 
 def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -> None:
