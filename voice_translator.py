@@ -480,10 +480,8 @@ PRESETS = {
 @dataclass(frozen=True)
 class Config:
     pictures: tyro.conf.Positional[tuple[Path, ...]] = ()  # pictures, folders of pictures, or globs in quotes
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = (
-        None  # .wav or .flac; of several pictures, a folder; with
-    )
-    # --decode, .png
+    # .wav or .flac; of several pictures, a folder; with --decode, .png
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     format: Literal["wav", "flac"] = "wav"  # of the sounds in a folder
     spectrogram: Path | None = None  # .png: the picture beside the spectrogram of its sound
     decode: Path | None = None  # a soundscape, whose image is estimated
