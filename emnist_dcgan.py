@@ -91,17 +91,13 @@ def main(config: Config) -> dict[str, float]:
                 real_logits = discriminator(real + sigma * torch.randn_like(real))
                 fake_logits = discriminator(imagined.detach() + sigma * torch.randn_like(imagined))
             d_loss = gan_loss(real_logits, config.real_label) + gan_loss(fake_logits, 0.0)
-            d_optimiser.zero_grad(set_to_none=True)
-            d_loss.backward()
-            d_optimiser.step()
+            runs.step(d_loss, d_optimiser)
 
             discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
             with runs.autocast(device):
                 fake_logits = discriminator(imagined + sigma * torch.randn_like(imagined))
             g_loss = gan_loss(fake_logits, 1.0)  # non-saturating
-            g_optimiser.zero_grad(set_to_none=True)
-            g_loss.backward()
-            g_optimiser.step()
+            runs.step(g_loss, g_optimiser)
             discriminator.requires_grad_(True)
             d_loss_mean.add(d_loss)
             g_loss_mean.add(g_loss)

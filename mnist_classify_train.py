@@ -112,9 +112,7 @@ def fit(
             with runs.autocast(device):
                 logits = network(images)
             loss = F.cross_entropy(logits, train.labels[index])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            runs.step(loss, optimiser)
             mean_loss.add(loss)
         scheduler.step()
 

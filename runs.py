@@ -8,7 +8,9 @@ A run lives in `results/<name>/`:
 Every file is written beside its place and then moved there, so none is ever half-written.
 """
 
+import atexit
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torchvision
 import tyro
 from torch import Tensor, nn
@@ -58,8 +61,11 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why."""
+    """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why. Each process of torchrun
+    takes the GPU of its number."""
     gpu = torch.cuda.is_available()
+    if launched() > 1 and name in ("auto", "cuda") and (gpu or name == "cuda"):
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         device, reason = torch.device("cuda" if gpu else "cpu"), "a GPU is here" if gpu else "no GPU is here"
     else:
@@ -71,8 +77,11 @@ def choose_device(name: str) -> torch.device:
             raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:1.")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device cpu or auto.")
+    join(device)
     torch.set_flush_denormal(True)  # on the CPU, a network whose activations fade to denormals trains ten times slower
-    print(f"device: {device_name(device)} ({reason}), {'bfloat16 where it pays' if autocasts(device) else 'float32'}")
+    precision = "bfloat16 where it pays" if autocasts(device) else "float32"
+    shared = f", one of {processes()} processes" if processes() > 1 else ""
+    print(f"device: {device_name(device)} ({reason}), {precision}{shared}")
     return device
 
 
@@ -94,9 +103,10 @@ def autocast(device: torch.device) -> torch.autocast:
 def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     """Seed everything that epoch `epoch` draws, and return the generator for its batches.
 
-    Nothing random is carried from one epoch into the next, so a resumed run draws what an undisturbed one does.
+    Nothing random is carried from one epoch into the next, so a resumed run draws what an undisturbed one does. Several
+    processes draw the same batches, of which each takes its share, and other noise.
     """
-    torch.manual_seed(seed * 1_000_003 + epoch)
+    torch.manual_seed(seed * 1_000_003 + epoch + 1000 * rank())
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch + 500_000)
 
 
@@ -104,14 +114,80 @@ def batches(
     total: int, batch: int, generator: torch.Generator, device: torch.device, take: int | None = None, title: str = ""
 ) -> Iterator[Tensor]:
     """The indices of one epoch, `(batch,)` int64 each: a random order of `total`, of which the first `take` are used. The
-    last, smaller batch is left out, unless it is the only one. With a progress bar when on a terminal."""
+    last, smaller batch is left out, unless it is the only one. With a progress bar when on a terminal. Of several processes
+    each gets an equal share of every batch."""
+    if batch % processes():
+        raise UserError(f"--batch {batch} cannot be shared equally by {processes()} processes; give a multiple of it.")
     order = torch.randperm(total, generator=generator)[:take].to(device)
-    used = order[: max(len(order) - len(order) % batch, min(len(order), batch))]
-    yield from progress(used.split(batch), title)
+    used = order[: max(len(order) - len(order) % batch, min(len(order) - len(order) % processes(), batch))]
+    for together in progress(used.split(batch), title):
+        yield together[rank() :: processes()]
 
 
 def progress(items: Iterable, title: str) -> Iterable:
-    return tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty())
+    return tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty() or rank() > 0)
+
+
+def step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """One step downhill; of several processes, along the mean of their gradients, so that their networks stay alike."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if processes() > 1:
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients]) / processes()
+        dist.all_reduce(together)
+        for gradient, mean in zip(gradients, together.split([len(g.flatten()) for g in gradients]), strict=True):
+            gradient.copy_(mean.view(gradient.shape))
+    optimiser.step()
+
+
+# -- several processes: torchrun --nproc-per-node 4 train_vggish.py -----------------------------------------------------
+# Each holds the whole data set, takes its share of every batch, and steps along the mean gradient of all: the weights stay
+# alike. Each also validates, which costs no time; process 0 alone writes and prints. As is usual, BatchNorm takes the
+# statistics of a share.
+
+
+def launched() -> int:
+    """How many processes torchrun has launched; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join(device: torch.device) -> None:
+    """Meet the other processes of torchrun, if there are any, and fall silent if this is not process 0."""
+    if launched() > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+        if rank():
+            sys.stdout = io.StringIO()
+
+
+def rank() -> int:
+    """The number of this process among those of torchrun; 0 where it is the only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def meet() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Process 0 goes through alone, then the others: for downloads."""
+    if rank():
+        meet()
+    yield
+    if rank() == 0:
+        meet()
 
 
 class Mean:
@@ -124,7 +200,9 @@ class Mean:
         self.total, self.count = self.total + value.detach(), self.count + 1
 
     def read(self, what: str, epoch: int) -> float:
-        mean = float(self.total) / max(self.count, 1)
+        if processes() > 1 and self.count:
+            dist.all_reduce(self.total)
+        mean = float(self.total) / max(self.count, 1) / processes()
         if not np.isfinite(mean):
             raise UserError(
                 f"{what} is {mean} in epoch {epoch}: training diverged; lower the learning rate, and rerun with --resume "
@@ -182,6 +260,8 @@ class Run:
 
     def _begin(self) -> None:
         """A new run takes the folder; a complete one that lies there is kept as `<name>.before`."""
+        if rank():
+            return
         if complete(self.folder):
             before = self.folder.with_name(self.folder.name + ".before")
             shutil.rmtree(before, ignore_errors=True)
@@ -206,6 +286,7 @@ class Run:
         write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
         shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
         print(shown, flush=True)
+        meet()  # what process 0 wrote, all may read
 
     def load_best(self) -> int:
         """Load the best epoch's networks, and return that epoch."""
@@ -227,7 +308,9 @@ class Run:
             **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
         }
         write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-        (self.folder / "last.pt").unlink(missing_ok=True)
+        if rank() == 0:
+            (self.folder / "last.pt").unlink(missing_ok=True)
+        meet()  # the run is complete for all of them, or for none
 
     def _checkpoint(self, record: dict[str, float]) -> dict[str, Any]:
         return {
@@ -271,7 +354,10 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Have `writer` write a file beside `path`, with the same suffix, then move it there."""
+    """Have `writer` write a file beside `path`, with the same suffix, then move it there. Of several processes, process 0
+    does."""
+    if rank():
+        return
     with _said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)

@@ -113,9 +113,7 @@ def main(config: Config) -> dict[str, float]:
                 loss = loss + config.detail * inaudible_detail(ear, imagined)
             if config.grey:
                 loss = loss + config.grey * greyness(imagined)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            runs.step(loss, optimiser)
             reading.add(cross_entropy)
         scheduler.step()
 

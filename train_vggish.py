@@ -81,9 +81,7 @@ def main(config: Config) -> dict[str, float]:
             with runs.autocast(device):
                 logits = network(logmels)
             loss = F.cross_entropy(logits, train.labels[index])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            runs.step(loss, optimiser)
             mean_loss.add(loss)
         scheduler.step()
 

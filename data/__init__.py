@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+import runs
 from runs import UserError
 
 Part = Literal["train", "validation", "test"]
@@ -107,19 +108,20 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
     split = which.get("split")
     prefixes = [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
     files = ", ".join(f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-    try:
-        dataset = kind(str(root), download=False, **which)
-    except Exception as error:
-        # torchvision says "not found" for what is missing; anything else means that a file is there but damaged.
-        if "not found" not in str(error):
-            raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.") from error
+    with runs.one_first():
         try:
-            dataset = kind(str(root), download=True, **which)
-        except Exception as failure:
-            raise UserError(
-                f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {files}, "
-                "or name their folder with --data-root or LISTEN_DATA."
-            ) from failure
+            dataset = kind(str(root), download=False, **which)
+        except Exception as error:
+            # torchvision says "not found" for what is missing; anything else means that a file is there but damaged.
+            if "not found" not in str(error):
+                raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.") from error
+            try:
+                dataset = kind(str(root), download=True, **which)
+            except Exception as failure:
+                raise UserError(
+                    f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {files}, "
+                    "or name their folder with --data-root or LISTEN_DATA."
+                ) from failure
     if dataset.data.dim() != 3 or len(dataset.data) != len(dataset.targets) or dataset.data.shape[1:] != (28, 28):
         raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
     return dataset
