@@ -13,8 +13,18 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
 import runs
+import vggish
 from models.vggish import VGGish
-from vggish import Ear, LogMel, Resample, frames_heard_whole, load_audioset_convolutions, load_embedder, mel_filters
+from vggish import (
+    Ear,
+    LogMel,
+    Magnitude,
+    Resample,
+    frames_heard_whole,
+    load_audioset_convolutions,
+    load_embedder,
+    mel_filters,
+)
 from voice_translator import Encoding
 
 # For noise, which fills every band: ten times the rounding that float32 was seen to leave, 1e-6.
@@ -467,3 +477,24 @@ def test_weights_that_do_not_fit_are_refused(small: VGGish, tmp_path: Path) -> N
     runs.save(tmp_path / "checkpoint.pt", checkpoint_of(small, 16))  # the network heard 32 frames
     with pytest.raises(runs.UserError, match=r"the weights in .*checkpoint\.pt do not fit VGGish \(size mismatch"):
         load_embedder(tmp_path / "checkpoint.pt")
+
+
+def test_magnitudes_and_their_gradient_are_those_of_abs_and_silence_has_none() -> None:
+    z = torch.randn(3, 5, 7, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    z[0] = 0
+    ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
+    weights = torch.linspace(-1, 1, 105, dtype=torch.float64).view(3, 5, 7)
+    (Magnitude.apply(ours) * weights).sum().backward()
+    (theirs.abs() * weights).sum().backward()
+    assert torch.allclose(Magnitude.apply(z), z.abs(), rtol=1e-14, atol=0)
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-13, atol=1e-15)
+    assert not ours.grad[0].any()
+    assert torch.autograd.gradcheck(Magnitude.apply, z[1:].clone().requires_grad_())
+
+
+def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once() -> None:
+    sounds = torch.rand(2 * vggish.CPU_TOGETHER + 3, 4000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    together = LogMel()(sounds)
+    assert together.shape == (len(sounds), 23, 64)
+    for k in (0, vggish.CPU_TOGETHER, len(sounds) - 1):
+        assert torch.allclose(LogMel()(sounds[k : k + 1])[0], together[k], atol=1e-5)
