@@ -64,6 +64,7 @@ def main(config: Config) -> dict[str, Any]:
     device = runs.choose_device(config.device)
     output = config.output or config.results / ("evaluation" if config.name == "train_all" else f"evaluation_{config.name}")
     stages = load_stages(config)
+    runs.hold(output)
     runs.probe(output)
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
@@ -117,6 +118,7 @@ def main(config: Config) -> dict[str, Any]:
     log = read_log(config.results / config.name / "log.jsonl")
     runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    runs.release(output)
     said = ", ".join(f"{readings[name]['accuracy']:.2%} by the {name} judge" for name in panel)
     print(
         f"imagined digits read right: {said}; {readings['classifier']['accuracy']:.2%} by the classifier that was to be "
@@ -299,8 +301,10 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         )
     record = {"stage": "compare", "rows": rows, "revision": runs.revision(), "versions": runs.versions()}
     table = comparison_table(rows)
+    runs.hold(output)
     runs.write(output / "table.md", lambda path: path.write_text(table))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    runs.release(output)
     print(f"{table}\n{output}/table.md, {output}/metrics.json")
     return record
 

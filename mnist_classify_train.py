@@ -55,6 +55,8 @@ class Config:
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
     device = runs.choose_device(config.device)
+    for stage in ("mnist_classify_train", "judge"):  # both from the start: neither is refused after hours of the other
+        runs.hold(config.results / stage)
     train = data.load_heard(config.dataset, "train", config.data_root, device)
     validation = data.load_heard(config.dataset, "validation", config.data_root, device)
 

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,11 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CHECKPOINT_VERSION = 1
 # What may differ between a run and its `--resume`: where things are, not what is computed.
 PLACES = ("resume", "results", "data_root", "device")
@@ -39,6 +45,10 @@ PLACES = ("resume", "results", "data_root", "device")
 
 class UserError(Exception):
     """A user's mistake. Its message is one sentence that says what is wrong, where, and what mends it."""
+
+
+class Held(UserError):  # noqa: N818
+    """Another process writes into the folder."""
 
 
 def command_line(config_type: type, main: Callable[[Any], Any], description: str | None, default: Any = None) -> None:
@@ -228,6 +238,7 @@ class Run:
         self.history: list[dict] = []
         self.networks: dict[str, nn.Module] = {}
         self.started = time.perf_counter()
+        hold(self.folder)
         probe(self.folder)
         self._last = None
         if config.resume and complete(self.folder):
@@ -310,6 +321,7 @@ class Run:
         write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
         if rank() == 0:
             (self.folder / "last.pt").unlink(missing_ok=True)
+        release(self.folder)
         meet()  # the run is complete for all of them, or for none
 
     def _checkpoint(self, record: dict[str, float]) -> dict[str, Any]:
@@ -388,6 +400,76 @@ def probe(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+_held: dict[tuple[int, Path], int] = {}  # process and lock file -> its descriptor; a forked child holds nothing
+
+
+def hold(folder: Path) -> None:
+    """Keep other processes out of `folder` until `release`, or until this process ends, however it ends: the lock is the
+    operating system's, on a file beside the folder, so none is left over. Twice in one process is as good as once.
+
+    Raises:
+        Held: if another process holds it; the sentence says who, and since when.
+    """
+    if rank():  # process 0 holds it for all
+        return
+    lock = _lock_of(folder)
+    while (os.getpid(), lock) not in _held:
+        with _said(Path(folder)):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is None:
+                raise OSError("this system has no flock")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = os.read(descriptor, 1000).decode(errors="replace") or "another process"  # which has not written yet
+            os.close(descriptor)
+            raise Held(f"{folder} is in use by {who}; wait until it ends, or give another --results or --name.") from error
+        except OSError as error:  # some network file systems
+            os.close(descriptor)
+            lock.unlink(missing_ok=True)
+            print(f"{folder} cannot be held ({error}); let no other run write into it.", file=sys.stderr)
+            return
+        if not _is_same_file(descriptor, lock):  # its holder removed it after we opened it
+            os.close(descriptor)
+            continue
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        _held[os.getpid(), lock] = descriptor
+
+
+def release(folder: Path) -> None:
+    """Let other processes into `folder` again."""
+    _release(os.getpid(), _lock_of(folder))
+
+
+def _release(process: int, lock: Path) -> None:
+    descriptor = _held.pop((process, lock), None)
+    if descriptor is not None:
+        if process == os.getpid() and _is_same_file(descriptor, lock):
+            lock.unlink()  # still locked, so that nobody else's is meant
+        os.close(descriptor)
+
+
+@atexit.register
+def _release_all() -> None:
+    for process, lock in list(_held):
+        _release(process, lock)
+
+
+def _lock_of(folder: Path) -> Path:
+    folder = Path(folder).resolve()
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def load_file(path: Path, mend: str) -> dict[str, Any]:
