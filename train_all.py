@@ -27,7 +27,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import Ear, load_embedder
+from vggish import Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 
@@ -56,6 +56,7 @@ class Config:
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
     joint_learning_rate: float = 1e-4  # Adam, both; in the first joint epoch, then falling linearly. Published: 1e-4
+    keep_gigabytes: float = 2.0  # of log-mels, made once and kept in float16; where they take more, anew in every epoch
 
     # the run
     name: str = "train_all"  # of the folder in results/
@@ -89,6 +90,8 @@ def main(config: Config) -> dict[str, float]:
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
     run = runs.Run("train_all", config, device, config.name, **upstream)
     first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
+    count = config.epochs * (config.images_per_epoch or len(train.labels))
+    sounds = Heard(ear, train.images, count, config.keep_gigabytes)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         network.train()
@@ -98,8 +101,7 @@ def main(config: Config) -> dict[str, float]:
         reading, consistency = runs.Mean(), runs.Mean()
         title = f"epoch {epoch}/{config.epochs}"
         for index in runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch, title):
-            with torch.no_grad():
-                heard = ear(train.images[index])
+            heard = sounds[index]
             with runs.autocast(device):
                 imagined = generator(network.embed(heard))
                 logits = classifier(imagined)

@@ -20,7 +20,7 @@ import data
 import figures
 import runs
 from models.vggish import VGGish
-from vggish import Ear, load_audioset_convolutions
+from vggish import Ear, Heard, load_audioset_convolutions
 from voice_translator import Encoding
 
 
@@ -41,6 +41,7 @@ class Config:
     batch: int = 128  # published: 128
     learning_rate: float = 1e-4  # Adam. Published: 1e-4
     late_epoch: int = 3  # from this epoch on, a tenth of the learning rate. Published: 3
+    keep_gigabytes: float = 2.0  # of log-mels, made once and kept in float16; where they take more, anew in every epoch
 
     # the run
     seed: int = 0
@@ -70,16 +71,16 @@ def main(config: Config) -> dict[str, float]:
 
     run = runs.Run("train_vggish", config, device)
     first = run.restore(vggish=network, optimiser=optimiser, scheduler=scheduler)
+    sounds = config.epochs * (config.images_per_epoch or len(train.labels))
+    heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
     for epoch in range(first, config.epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()
         mean_loss = runs.Mean()
         title = f"epoch {epoch}/{config.epochs}"
         for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
-            with torch.no_grad():
-                logmels = ear(train.images[index])
             with runs.autocast(device):
-                logits = network(logmels)
+                logits = network(heard[index])
             loss = F.cross_entropy(logits, train.labels[index])
             runs.step(loss, optimiser)
             mean_loss.add(loss)

@@ -17,6 +17,7 @@ import vggish
 from models.vggish import VGGish
 from vggish import (
     Ear,
+    Heard,
     LogMel,
     Magnitude,
     Resample,
@@ -498,3 +499,19 @@ def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once() -> None:
     assert together.shape == (len(sounds), 23, 64)
     for k in (0, vggish.CPU_TOGETHER, len(sounds) - 1):
         assert torch.allclose(LogMel()(sounds[k : k + 1])[0], together[k], atol=1e-5)
+
+
+def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_of_float16() -> None:
+    ear = Ear(Encoding())
+    images = torch.randint(0, 256, (40, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([3, 39, 3])
+    size = 40 * 112 * 64 * 2 / 1e9
+    kept, once, large = Heard(ear, images, 41, size), Heard(ear, images, 40, size), Heard(ear, images, 41, 0.99 * size)
+    assert kept.kept.dtype == torch.float16
+    assert once.kept is large.kept is None
+    for heard in (kept, once, large):
+        assert heard[index].shape == (3, 1, 112, 64)
+        assert heard[index].dtype == torch.float32
+        assert not heard[index].requires_grad
+    assert torch.equal(once[index], ear(images[index]))
+    assert 0 < (kept[index] - ear(images[index])).abs().max() <= 0.002
