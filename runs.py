@@ -102,7 +102,10 @@ def device_name(device: torch.device) -> str:
 
 
 def autocasts(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether `device` multiplies bfloat16 faster than float32: GPUs from Ampere on, CPUs with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -309,7 +312,7 @@ class Run:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the numbers at the end, into the checkpoint too."""
         checkpoint = load_checkpoint(self.folder / "checkpoint.pt", self.stage)
-        metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 1)}
+        metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
         save(self.folder / "checkpoint.pt", {**checkpoint, "metrics": metrics})
         record = {
             "stage": self.stage,
