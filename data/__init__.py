@@ -6,6 +6,8 @@ The second of each needs no download, and the two have no image in common.
 """
 
 import os
+import string
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -85,6 +87,52 @@ def load_remembered(
 def as_seen(images: Tensor) -> Tensor:
     """`(B, 28, 28)` uint8 -> `(B, 1, 64, 64)` float32 in [-1, 1], bilinear: what generator and classifiers work with."""
     return F.interpolate(images[:, None].float() / 127.5 - 1, (64, 64), mode="bilinear")
+
+
+def as_drawn(seen: Tensor) -> Tensor:
+    """The way back of `as_seen`: `(B, 1, 64, 64)` in [-1, 1] -> `(B, 1, 28, 28)` in [0, 1], differentiable.
+
+    By least squares: the image that, enlarged by `as_seen`, comes nearest to this. So an image that was enlarged comes back
+    as it was. A plain reduction would blur it, and then no image as seen would sound like the drawing that it shows.
+    """
+    shrink = _shrinking().to(seen)
+    with torch.autocast(seen.device.type, enabled=False):
+        return (shrink @ seen.float() @ shrink.T + 1) / 2
+
+
+@cache
+def _shrinking() -> Tensor:
+    """The pseudo-inverse of the enlargement of one axis, `(28, 64)` float32."""
+    enlarging = F.interpolate(torch.eye(28, dtype=torch.float64)[None, None], (64, 28), mode="bilinear")[0, 0]
+    return torch.linalg.pinv(enlarging).float()
+
+
+def printed_letters() -> Tensor:
+    """A to Z in DejaVu Sans, `(26, 28, 28)` uint8, for what was never heard."""
+    return torch.stack([_glyph("DejaVuSans", letter) for letter in string.ascii_uppercase])
+
+
+def simple_shapes() -> Tensor:
+    """Disc, ring, square, frame, triangle, plus, cross, and a line across, down and aslant, `(10, 28, 28)` uint8, with
+    strokes as thick as a digit's."""
+    drawings = (
+        lambda pen: pen.ellipse((6, 6, 22, 22), fill=255),
+        lambda pen: pen.ellipse((4, 4, 24, 24), outline=255, width=3),
+        lambda pen: pen.rectangle((7, 7, 21, 21), fill=255),
+        lambda pen: pen.rectangle((5, 5, 23, 23), outline=255, width=3),
+        lambda pen: pen.polygon(((14, 4), (24, 23), (4, 23)), outline=255, width=3),
+        lambda pen: (pen.line((14, 4, 14, 24), 255, 3), pen.line((4, 14, 24, 14), 255, 3)),
+        lambda pen: (pen.line((5, 5, 23, 23), 255, 3), pen.line((5, 23, 23, 5), 255, 3)),
+        lambda pen: pen.line((4, 14, 24, 14), 255, 3),
+        lambda pen: pen.line((14, 4, 14, 24), 255, 3),
+        lambda pen: pen.line((5, 23, 23, 5), 255, 3),
+    )
+    images = []
+    for draw in drawings:
+        canvas = Image.new("L", (28, 28))
+        draw(ImageDraw.Draw(canvas))
+        images.append(torch.from_numpy(np.array(canvas)))
+    return torch.stack(images)
 
 
 def _mnist(part: Part, root: Path) -> Digits:

@@ -121,6 +121,27 @@ def test_as_seen_is_64_by_64_in_minus_one_to_one(handwritten: dict[str, Digits])
         assert data.as_seen(torch.full((1, 28, 28), grey, dtype=torch.uint8)).allclose(torch.tensor(value))
 
 
+def test_as_drawn_is_the_least_squares_way_back_of_as_seen(handwritten: dict[str, Digits]) -> None:
+    images = handwritten["test"].images[:20]
+    torch.testing.assert_close(data.as_drawn(data.as_seen(images))[:, 0], images / 255, atol=1e-5, rtol=0)
+    # Of what is no enlargement, the nearest one: against NumPy, on a matrix of the enlargement found pixel by pixel.
+    pixels = torch.eye(28 * 28).view(-1, 28, 28)
+    enlarging = (data.as_seen((pixels * 255).byte()) + 1).flatten(1).T.numpy() / 2
+    noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = np.linalg.lstsq(enlarging, (noise.flatten(1).T.numpy() + 1) / 2, rcond=None)[0]
+    torch.testing.assert_close(data.as_drawn(noise).flatten(1).T, torch.from_numpy(expected), atol=1e-4, rtol=0)
+
+
+def test_letters_and_shapes_are_all_different() -> None:
+    for images, count in ((data.printed_letters(), 26), (data.simple_shapes(), 10)):
+        assert images.shape == (count, 28, 28)
+        assert images.dtype == torch.uint8
+        assert len({tuple(image.flatten().tolist()) for image in images}) == count
+        assert (images.flatten(1).max(1).values > 200).all()
+        edge = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]])
+        assert not edge.any()  # nothing is cut off
+
+
 def test_as_seen_keeps_the_image_upright() -> None:
     image = torch.zeros(1, 28, 28, dtype=torch.uint8)
     image[0, 3, 20] = 255  # 28 -> 64: its centre goes to (3.5, 20.5) * 64 / 28 = (8.0, 46.9)

@@ -225,10 +225,21 @@ def test_what_is_frozen_in_stage_three_does_not_move(results: Path, monkeypatch:
 
 def test_the_generator_learns_in_the_joint_epochs_only(results: Path) -> None:
     stored = weights(results / "emnist_dcgan" / "checkpoint.pt")["generator.layers.0.weight"]
-    for joint_epochs in (0, 1):
-        train_all.main(config(*STAGES[3], results, epochs=1, joint_epochs=joint_epochs))
+    for joint_epochs, rate in ((0, 1.0), (1, 1.0), (1, 0.0)):
+        train_all.main(config(*STAGES[3], results, epochs=1, joint_epochs=joint_epochs, generator_rate=rate))
         now = weights(results / "train_all" / "checkpoint.pt")["generator.layers.0.weight"]
-        assert torch.equal(now, stored) == (joint_epochs == 0)
+        assert torch.equal(now, stored) == (joint_epochs == 0 or rate == 0)
+
+
+def test_the_weight_of_grey_grows_from_nothing(results: Path) -> None:
+    learned = {}
+    for grey, images in ((0.0, 32), (9.0, 32), (9.0, 64)):  # of a batch of 32, the first step and the second
+        train_all.main(config(*STAGES[3], results, epochs=1, images_per_epoch=images, grey=grey))
+        learned[grey, images] = weights(results / "train_all" / "checkpoint.pt")["vggish.features.0.weight"]
+    assert torch.equal(learned[0.0, 32], learned[9.0, 32])
+    train_all.main(config(*STAGES[3], results, epochs=1, images_per_epoch=64, grey=0.0))
+    now = weights(results / "train_all" / "checkpoint.pt")["vggish.features.0.weight"]
+    assert not torch.equal(now, learned[9.0, 64])
 
 
 def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,34 +264,41 @@ def test_the_command_line_and_the_function_give_the_same_weights(
 def test_every_term_of_the_objective_counts(results: Path) -> None:
     learned = []
     published = {"epochs": 1, "images_per_epoch": 64, "sound_consistency": 0.0, "detail": 0.0, "grey": 0.0}
-    for name in ("epochs", "sound_consistency", "detail", "grey"):  # one epoch, and nothing besides: the published objective
+    for name in (
+        "epochs",
+        "sound_consistency",
+        "detail",
+        "grey",
+        "distortion",
+    ):  # one epoch, and nothing besides: the published objective
         train_all.main(config(*STAGES[3], results, **{**published, name: 1, "name": name}))
         learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])
     for position, one in enumerate(learned):
         assert not any(torch.equal(one, other) for other in learned[:position])
 
 
-def test_sound_distance_is_zero_for_the_heard_image_and_leads_back_to_it() -> None:
-    ear = Ear(Encoding())
-    images = data.load_heard("handwritten", "train", Path(), "cpu").images[:4]
-    heard = ear(images)
-    imagined = (images[:, None].float() / 127.5 - 1).requires_grad_()
-    assert train_all.sound_distance(ear, imagined, heard).item() < 1e-4
-    blurred = (0.9 * imagined.detach() - 0.1).requires_grad_()
-    start = train_all.sound_distance(ear, blurred, heard)
-    start.backward()
-    step = blurred.detach() - 0.5 * blurred.grad / blurred.grad.abs().max()
-    assert train_all.sound_distance(ear, step, heard) < start
+def test_sound_distance_is_zero_for_the_heard_image_as_seen_and_leads_back_to_it() -> None:
+    for encoding in (Encoding(), Encoding(rows=64, columns=64), Encoding(rows=20, columns=32)):
+        ear = Ear(encoding)
+        images = data.load_heard("handwritten", "train", Path(), "cpu").images[:4]
+        heard = ear(images)
+        imagined = data.as_seen(images)
+        assert train_all.sound_distance(ear, imagined, heard).item() < 1e-4
+        blurred = (0.9 * imagined - 0.1).requires_grad_()
+        start = train_all.sound_distance(ear, blurred, heard)
+        start.backward()
+        step = blurred.detach() - 0.1 * blurred.grad / blurred.grad.abs().max()
+        assert train_all.sound_distance(ear, step, heard) < start
 
 
-def test_inaudible_detail_is_what_the_encoding_cannot_resolve() -> None:
-    ear = Ear(Encoding())
+def test_inaudible_detail_is_what_28_pixels_cannot_tell() -> None:
     flat = torch.full((1, 1, 64, 64), 0.3)
     checkered = flat + 0.5 * (-1.0) ** torch.arange(64)[:, None] * (-1.0) ** torch.arange(64)
-    assert train_all.inaudible_detail(ear, flat).item() < 1e-10
-    assert train_all.inaudible_detail(ear, checkered).item() == pytest.approx(0.25, rel=0.1)  # all of its variance
+    assert train_all.inaudible_detail(flat).item() < 1e-10
+    assert train_all.inaudible_detail(checkered).item() == pytest.approx(0.25, rel=0.2)  # nearly all of its variance
     stroke = data.as_seen(data.load_heard("handwritten", "train", Path(), "cpu").images[:8])
-    assert train_all.inaudible_detail(ear, stroke).item() < 0.01
+    assert train_all.inaudible_detail(stroke).item() < 1e-10  # no real digit has any
+    assert train_all.inaudible_detail(stroke.roll(1, 3)).item() > 1e-4
 
 
 def test_greyness_is_none_of_black_and_white_and_falls_along_its_gradient() -> None:
