@@ -35,6 +35,20 @@ def save_imagined(path: Path, heard: Tensor, imagined: Tensor) -> None:
     save_grid(path, pairs, columns=2 * heard.shape[1])
 
 
+def save_rows(path: Path, titles: Sequence[str], rows: Sequence[Tensor]) -> None:
+    """A row of images for each title, `(N, 1, H, W)` in [-1, 1], one image of each row above another."""
+    columns = max(map(len, rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns, 1.15 * len(rows)), layout="constrained", squeeze=False)
+    for axis_row, title, images in zip(axes, titles, rows, strict=True):
+        for axis, image in zip(axis_row, images.cpu(), strict=True):
+            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
+    runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
+    plt.close(figure)
+
+
 def per_class(labels: Tensor, count: int) -> Tensor:
     """The indices of the first `count` images of each class, `(10, count)`: chosen by index, not by beauty."""
     firsts = [torch.nonzero(labels == digit)[:, 0] for digit in range(10)]

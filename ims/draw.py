@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     rows = {"heard": data.as_seen(digits.images)}
     for title, (ear, network, generator, _) in models.items():
         rows[title] = train_all.imagine(ear, network, generator, digits)[0]
-    draw_rows(config.out / "imagined.png", rows)
+    figures.save_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
     draw_epochs(config.out / "epochs.png", {title: config.results / name / "log.jsonl" for title, name in names.items()})
     soundscapes = config.results / "train_vggish" / "soundscapes.png"
@@ -58,18 +58,6 @@ def main(config: Config) -> None:
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
     runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
     draw_photo(config.out / "photo.png")
-
-
-def draw_rows(path: Path, rows: dict[str, torch.Tensor]) -> None:
-    """A row for each title, `(10, 1, 64, 64)` images in [-1, 1] in it."""
-    figure, axes = plt.subplots(len(rows), 10, figsize=(10, 1.15 * len(rows)), layout="constrained")
-    for axis_row, (title, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(axis_row, images, strict=True):
-            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
-    save(path, figure)
 
 
 def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch.Tensor) -> None:

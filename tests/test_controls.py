@@ -1,0 +1,172 @@
+"""The controls of stage three: each is shown to find the leak that it looks for, and none where there is none."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import script
+from PIL import Image
+from torch import Tensor
+
+import controls
+import data
+import ratings
+from voice_translator import Encoding
+
+NOWHERE = Path("/nonexistent")
+
+
+class Faithful:
+    """A model that draws just what sounds, by whatever encoding."""
+
+    dataset = "handwritten"
+
+    def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
+        return data.as_seen(images), 0.0
+
+
+class Leaking(Faithful):
+    """A model that draws what stands at this place of the test set, whatever sounds."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
+        return data.as_seen(self.images), 0.0
+
+
+@pytest.fixture(scope="module")
+def test() -> data.Digits:
+    return data.load_heard("handwritten", "test", NOWHERE, "cpu")
+
+
+@pytest.fixture
+def judge(chain: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    return ratings.load_judge(chain, "handwritten", torch.device("cpu"))
+
+
+def test_the_command_leaves_its_numbers_and_its_pictures(results: Path) -> None:
+    done = script("controls.py", "--results", str(results), "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((results / "controls" / "metrics.json").read_text())
+    assert set(record["other_encodings"]) == {
+        "high pitch at the bottom",
+        "high pitch in the middle",
+        "linear curve",
+        "the negative",
+    }
+    for rating in (record["learned_encoding"], *record["other_encodings"].values()):
+        assert 0 <= rating["judge_accuracy"] <= 1
+        assert rating["sound_distance"] > 0
+    known = json.loads((results / "train_all" / "metrics.json").read_text())
+    assert record["learned_encoding"]["judge_accuracy"] == pytest.approx(known["judge_accuracy"], abs=0.01)
+    assert record["permuted_sounds"]["largest_change"] < 0.1  # bfloat16 rounds by where in a batch a sound stands
+    assert record["twins"]["with"]["images"] + record["twins"]["without"]["images"] == record["twins"]["images"] == 360
+    assert record["twins"]["with"]["images"] <= 10  # printed digits are no copies of handwritten ones
+    assert set(record["never_heard"]) == {"printed letters", "simple shapes"}
+    for name in ("twins", "unheard"):
+        Image.open(results / "controls" / f"{name}.png").verify()
+    assert "permuted sounds:" in done.stdout
+    again = controls.main(controls.Config(results=results, device="cpu"))
+    for name in ("learned_encoding", "other_encodings", "permuted_sounds", "twins", "never_heard"):
+        assert record[name] == again[name]
+
+
+def test_a_run_that_is_missing_is_named(results: Path) -> None:
+    done = script("controls.py", "--results", str(results), "--name", "other", "--device", "cpu")
+    assert done.returncode == 2
+    assert "run train_all.py --name other" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (results / "controls_other").exists()
+
+
+def test_other_encodings_differ_from_the_learned_one_and_last_as_long() -> None:
+    for learned in (Encoding(), Encoding(curve="linear", pitch_position="bottom", negative=True)):
+        others = controls.other_encodings(learned)
+        assert len(others) == 4
+        assert len(set(others.values()) | {learned}) == 5
+        for encoding in others.values():
+            assert encoding.samples == learned.samples
+            changed = [
+                name for name, value in dataclasses.asdict(encoding).items() if value != dataclasses.asdict(learned)[name]
+            ]
+            assert len(changed) == 1
+
+
+def test_permuted_sounds_tell_a_model_that_hears_from_one_that_leaks(test: data.Digits, judge: object) -> None:
+    class Reader(torch.nn.Module):  # reads every real digit right
+        def forward(self, images: Tensor) -> Tensor:
+            same = ratings.similarity(images, data.as_seen(test.images)).argmax(1)
+            return torch.nn.functional.one_hot(test.labels[same], 10).float()
+
+    drawn = data.as_seen(test.images)
+    hears = controls.permuted_sounds(Faithful(), Reader(), test, drawn, 0)
+    assert hears["digit_of_the_sound"] > 0.99
+    assert hears["digit_of_the_image"] < 0.01
+    assert hears["largest_change"] == 0
+    leaks = controls.permuted_sounds(Leaking(test.images), Reader(), test, drawn, 0)
+    assert leaks["digit_of_the_image"] > 0.99
+    assert leaks["largest_change"] > 1
+    assert 250 < hears["images"] < 360  # a tenth of the pairs are of one digit
+
+
+def rescaled(images: Tensor) -> Tensor:
+    """Copies as another data set would have them: of another size, at another place, softer."""
+    smaller = torch.nn.functional.interpolate(images[:, None].float(), (24, 24), mode="bilinear", antialias=True)
+    return torch.nn.functional.pad(smaller[:, 0], (1, 3, 3, 1)).round().byte()
+
+
+def test_one_box_undoes_place_and_size(test: data.Digits) -> None:
+    boxed = controls.one_box(test.images)
+    torch.testing.assert_close(boxed.norm(dim=1), torch.ones(360))
+    torch.testing.assert_close(boxed.sum(1), torch.zeros(360), atol=1e-4, rtol=0)
+    shifted = controls.one_box(test.images.roll((2, -1), (1, 2)))
+    torch.testing.assert_close(boxed, shifted, atol=1e-5, rtol=0)
+    copies = (boxed * controls.one_box(rescaled(test.images))).sum(1)
+    strangers = (boxed * boxed.roll(1, 0)).sum(1)
+    assert copies.median() > 0.95 > 0.6 > strangers.median()
+
+
+def test_one_box_is_the_crop_that_pillow_makes(test: data.Digits) -> None:
+    for image, box in zip(test.images[:10], controls.one_box(test.images[:10]), strict=True):
+        array = image.numpy()
+        rows, columns = np.nonzero(array > 63)
+        crop = Image.fromarray(array).crop((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+        stretched = np.asarray(crop.resize((20, 20), Image.Resampling.BILINEAR)).astype(float)
+        assert np.corrcoef(stretched.flatten(), box.numpy())[0, 1] > 0.98
+
+
+def test_most_similar_is_the_largest_correlation(test: data.Digits) -> None:
+    one, other = controls.one_box(test.images[:20]), controls.one_box(test.images[100:130])
+    best, where = controls.most_similar(one, other)
+    table = np.corrcoef(one.numpy(), other.numpy())[:20, 20:]
+    np.testing.assert_allclose(best.numpy(), table.max(1), atol=1e-5)
+    assert where.tolist() == table.argmax(1).tolist()
+
+
+def test_twins_are_found_where_the_memory_holds_copies_only(test: data.Digits, judge: object, tmp_path: Path) -> None:
+    printed = data.load_remembered("printed", "validation", NOWHERE, "cpu").images
+    copied = torch.arange(0, 360, 6)
+    drawn = data.as_seen(test.images)
+    for memory, least, most in (
+        (printed, 0, 10),
+        (torch.cat([printed, test.images[copied].roll((1, -2), (1, 2))]), 60, 70),
+    ):
+        found = controls.twins(Faithful(), judge, test, drawn, memory, tmp_path / "twins.png", NOWHERE)
+        assert least <= found["with"]["images"] <= most
+        assert found["memory"] == len(memory)
+    assert found["with"]["correlation"] == pytest.approx(1)
+
+
+def test_nothing_is_drawn_of_what_never_sounded_but_is_rated(tmp_path: Path) -> None:
+    printed = {"dataset": "printed", "split": "mnist", "file": "train"}
+    picture = tmp_path / "unheard.png"
+    rated = controls.never_heard(Faithful(), printed, picture, NOWHERE, torch.device("cpu"))
+    assert {kind: rating["images"] for kind, rating in rated.items()} == {"printed letters": 26, "simple shapes": 10}
+    for rating in rated.values():
+        assert rating["correlation"] == pytest.approx(1)
+        assert rating["retrieval"] == 1  # so no two letters or shapes are the same
+    Image.open(picture).verify()
