@@ -532,7 +532,7 @@ def draw_sheet(path: Path, finished: list[Cell]) -> None:
 
     def strip(axis: plt.Axes, images: Tensor, **colours: Any) -> None:
         enlarged = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
-        axis.imshow(torch.cat(tuple(enlarged[:, 0]), 1), interpolation="nearest", **colours)
+        axis.imshow(torch.cat(tuple(enlarged[:, 0]), 1).numpy(), interpolation="nearest", **colours)
 
     grey, loud = {"cmap": "gray", "vmin": -1, "vmax": 1}, {"cmap": "magma", "vmin": -4.6, "vmax": 3}
     for line, name in enumerate(names, 1):
@@ -692,7 +692,8 @@ def _network_or_sound(rows: list[dict[str, Any]]) -> str:
     said += f"; in another number, and so by a network of another size: {', '.join(larger)}" if larger else ""
     said += f". It has {share[PRIMARY]:.2f} frames a column"
     said += f"; another number have {', '.join(others)}" if others else ""
-    return said + ". Their differences are those of the encoding and of how it is heard, together." * bool(larger or others)
+    told_apart = " What differs there is the encoding and how it is heard, together." if larger or others else ""
+    return f"{said}.{told_apart}"
 
 
 def _spread(values: list[float]) -> str:
