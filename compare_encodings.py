@@ -147,6 +147,17 @@ class Cell(NamedTuple):
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Run what is not there yet, and compare; returns the rows of comparison.csv."""
+    if runs.launched() > 1:
+        raise runs.UserError("torchrun would have all processes run the same cell; start this script once for each GPU.")
+    try:
+        return run_missing(config)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_missing(config: Config) -> list[dict[str, Any]]:
+    """Run every cell that is neither finished nor held by another process, and summarise after each."""
     device = runs.choose_device(config.device)
     root = config.results / "encodings"
     runs.probe(root)

@@ -23,6 +23,7 @@ from sklearn.linear_model import Ridge
 import compare_encodings
 import emnist_dcgan
 import evaluate
+import figures
 import mnist_classify_train
 import runs
 import train_all
@@ -59,6 +60,8 @@ def header() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("ENCODINGS", "QUICK"):
             monkeypatch.setattr(compare_encodings, name, edited[name])
+        for name in ("save_curves", "save_soundscapes"):  # half of a cell's time, and tested with the stages
+            monkeypatch.setattr(figures, name, lambda *_: None)
         yield
 
 
@@ -250,6 +253,20 @@ def test_a_changed_header_runs_only_what_is_new_and_a_cell_that_fails_stops_no_o
     assert {cell.folder for cell in both[0]}.isdisjoint(cell.folder for cell in both[1])
     seeds = dataclasses.replace(schedule, hear=dataclasses.replace(schedule.hear, seed=7, results=tmp_path, device="cpu"))
     assert compare_encodings.list_cells(compare_encodings.Config(), seeds, results) == both[0]
+
+
+def test_ctrl_c_says_that_it_goes_on_and_torchrun_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mnist_classify_train, "main", stop)
+    assert compare(monkeypatch, tmp_path) == 130
+    assert capsys.readouterr().err == "\nStopped. The same command goes on.\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare(monkeypatch, tmp_path) == 2
+    assert "start this script once for each GPU" in capsys.readouterr().err
 
 
 def test_a_second_process_waits_for_what_all_need(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
