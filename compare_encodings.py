@@ -90,7 +90,7 @@ class Schedule:
     remember: emnist_dcgan.Config = emnist_dcgan.Config()
     imagine: train_all.Config = train_all.Config(epochs=7, joint_epochs=6, joint_learning_rate=2e-4)
     rate: evaluate.Config = evaluate.Config()
-    linear_images: int = 20_000  # from which the linear inverse is made; its memory grows with their square: 3 GB
+    linear_images: int = 10_000  # from which the linear inverse is made; its memory grows with their square, here 2 GB
 
 
 FULL = Schedule()  # the published schedule, and that of the sound-consistent objective beside it
@@ -321,8 +321,11 @@ def link_memory(folder: Path, memory: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stage in ("mnist_classify_train", "judge", "emnist_dcgan"):
         link = folder / stage
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(memory / stage, folder), target_is_directory=True)
+        try:
+            if not link.is_symlink():
+                link.symlink_to(os.path.relpath(memory / stage, folder), target_is_directory=True)
+        except OSError as error:
+            raise runs.UserError(f"{link} cannot be made ({error}); give --results where symbolic links can be.") from error
 
 
 @torch.no_grad()
@@ -367,10 +370,11 @@ def fit_ridges(logmels: Tensor, pixels: Tensor, penalties: tuple[float, ...] = P
     logmels = logmels - centre
     gram = (logmels @ logmels.T).double()
     unit, residual = gram.diagonal().mean().item(), (pixels - offset).double()
-    ridges = []
+    ridges, added = [], 0.0
     for penalty in penalties:
-        penalised = gram + penalty * unit * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        weights = torch.cholesky_solve(residual, torch.linalg.cholesky(penalised))
+        gram.diagonal().add_((penalty - added) * unit)
+        added = penalty
+        weights = torch.cholesky_solve(residual, torch.linalg.cholesky(gram))
         ridges.append(Ridge(logmels, centre, weights.to(logmels.dtype), offset))
     return ridges
 

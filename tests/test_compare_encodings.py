@@ -223,6 +223,12 @@ def test_stage_two_is_shared_and_a_moved_folder_still_has_it(finished: Path, tmp
         assert not (cells(moved)[name] / "0" / "judges").exists()
 
 
+def test_what_lies_in_the_place_of_a_link_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "judge").touch()
+    with pytest.raises(runs.UserError, match="judge cannot be made .*; give --results where symbolic links can be"):
+        compare_encodings.link_memory(tmp_path, tmp_path / "memory")
+
+
 def test_a_changed_header_runs_only_what_is_new_and_a_cell_that_fails_stops_no_other(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
