@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: install demo evaluate-demo test lint reproduce reproduce-cpu pictures
+.PHONY: install demo evaluate-demo test lint reproduce reproduce-cpu compare pictures
 
 install: .venv/installed
 
@@ -59,6 +59,11 @@ reproduce-cpu: install
 	$(PY) train_all.py --images-per-epoch 12800 --epochs 6 --joint-epochs 5 --joint-learning-rate 1e-3 $(CONSISTENT)
 	$(PY) evaluate.py --name train_all_published
 	$(PY) evaluate.py
+
+# The machine rates encodings on two cores, quickly: four of them, or `make compare ONLY=` all of the script's header.
+ONLY := primary tanh bottom linear
+compare: install
+	$(PY) compare_encodings.py --quick $(MEMORY) --only $(ONLY)
 
 pictures: install
 	$(PY) -m ims.draw

@@ -237,6 +237,7 @@ def example(
         sound=sound[0].cpu().numpy(),
         sample_rate=ear.encoding.sample_rate,
         logmel=ear.hear(sound)[0, 0].cpu().numpy(),
+        hop=ear.hop,
         imagined=imagined[index, 0].cpu().numpy(),
         correlation=correlations[index].item(),
         read=read,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 import runs
-from vggish import HOP, SAMPLE_RATE, Ear
+from vggish import SAMPLE_RATE, Ear
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
@@ -83,7 +83,7 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
     with torch.no_grad():
         sounds = ear.translator(images)
         logmels = ear.hear(sounds)[:, 0].cpu().numpy()
-    seconds = ear.frames * HOP / SAMPLE_RATE
+    seconds = ear.frames * ear.hop / SAMPLE_RATE
     figure, axes = plt.subplots(2, len(images), figsize=(1.5 * len(images), 3.4), layout="constrained", squeeze=False)
     for column, (image, label) in enumerate(zip(images.cpu().numpy(), labels.tolist(), strict=True)):
         axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=255)

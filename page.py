@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import figures  # noqa: F401  (it chooses the backend that needs no screen)
-from vggish import BANDS, HIGHEST_HZ, HOP, LOWEST_HZ, SAMPLE_RATE
+from vggish import BANDS, HIGHEST_HZ, LOWEST_HZ, SAMPLE_RATE
 
 READERS = {
     "classifier": "the classifier that was to be pleased",
@@ -46,6 +46,7 @@ class Example:
     sound: np.ndarray  # (samples,) in [-1, 1], or (2, samples) in stereo
     sample_rate: int  # Hz
     logmel: np.ndarray  # (frames, 64), natural log
+    hop: int  # samples at 16 kHz from frame to frame
     imagined: np.ndarray  # (64, 64) in [-1, 1]
     correlation: float  # of the imagined with the heard image
     read: dict[str, int]  # reader -> the digit that it reads in the imagined image
@@ -89,7 +90,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
 
 def _card(example: Example) -> str:
     name = f"test digit {example.index}, a {example.digit}"
-    seconds = len(example.logmel) * HOP / SAMPLE_RATE
+    seconds = len(example.logmel) * example.hop / SAMPLE_RATE
     read = ", ".join(str(digit) for digit in example.read.values())
     pictures = [
         ("Heard", _png(example.heard), f"Heard: {name}, white on black", ""),
@@ -97,7 +98,7 @@ def _card(example: Example) -> str:
             "Its sound as the network hears it",
             _png(_spectrogram(example.logmel)),
             f"Spectrogram of {name}: {seconds:.2f} s from left to right, {LOWEST_HZ:.0f} to {HIGHEST_HZ:,.0f} Hz in {BANDS} "
-            f"mel bands from bottom to top; {_where_loud(example.logmel)}",
+            f"mel bands from bottom to top; {_where_loud(example.logmel, example.hop)}",
             ' class="wide"',
         ),
         (
@@ -127,7 +128,7 @@ def _card(example: Example) -> str:
     )
 
 
-def _where_loud(logmel: np.ndarray) -> str:
+def _where_loud(logmel: np.ndarray, hop: int) -> str:
     """What can be said of a spectrogram in a sentence: when it sounds, and where it is loudest."""
     power = np.exp(logmel)
     loudest = int(power.sum(0).argmax())
@@ -135,7 +136,7 @@ def _where_loud(logmel: np.ndarray) -> str:
     sounding = np.nonzero(per_frame > 0.1 * max(per_frame.max(), 1e-9))[0]
     if not len(sounding):
         return "silent."
-    start, end = sounding[0] * HOP / SAMPLE_RATE, (sounding[-1] + 1) * HOP / SAMPLE_RATE
+    start, end = sounding[0] * hop / SAMPLE_RATE, (sounding[-1] + 1) * hop / SAMPLE_RATE
     return f"sounding from {start:.2f} to {end:.2f} s, loudest in band {loudest + 1}."
 
 

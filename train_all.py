@@ -27,7 +27,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import Ear, Heard, load_embedder
+from vggish import HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, float]:
         return config.joint_learning_rate / config.learning_rate * (config.epochs - done) / max(config.joint_epochs, 1)
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_of)
-    upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "dataset": dataset}
+    upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "hop": ear.hop, "dataset": dataset}
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
     run = runs.Run("train_all", config, device, config.name, **upstream)
     first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
@@ -208,7 +208,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
     """
     checkpoint = runs.load_checkpoint(path, "train_all")
     config = checkpoint["config"]
-    ear = Ear(Encoding(**config["encoding"]), config["frames"]).to(device)
+    ear = Ear(Encoding(**config["encoding"]), config["frames"], config.get("hop", HOP)).to(device)
     network, generator = VGGish(ear.frames, config["vggish_width"]), Generator(config["generator_width"])
     runs.load_weights(network, checkpoint["networks"]["vggish"], path)
     runs.load_weights(generator, checkpoint["networks"]["generator"], path)

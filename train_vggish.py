@@ -20,7 +20,7 @@ import data
 import figures
 import runs
 from models.vggish import VGGish
-from vggish import Ear, Heard, load_audioset_convolutions
+from vggish import HOP, Ear, Heard, load_audioset_convolutions
 from voice_translator import Encoding
 
 
@@ -30,6 +30,7 @@ class Config:
     dataset: Literal["mnist", "handwritten"] = "mnist"  # handwritten: scikit-learn's small digits, no download
     encoding: Encoding = Encoding()  # the scheme; it travels in the checkpoint, and stage three hears with it
     frames: int | None = None  # log-mel frames heard; None: all (112 at 1.05 s). Published: 96, which cuts off 0.075 s
+    hop: int = HOP  # samples at 16 kHz from frame to frame, 400 at most. Published: 160; 305 hears 2.0 s in 112 frames
 
     # the network
     width: int = 64  # channels of the first convolution. Published: 64; 16 trains 14 times as fast on two cores
@@ -59,9 +60,9 @@ def main(config: Config) -> dict[str, float]:
 
     torch.manual_seed(config.seed)
     try:
-        ear = Ear(config.encoding, config.frames).to(device)
+        ear = Ear(config.encoding, config.frames, config.hop).to(device)
     except ValueError as error:
-        raise runs.UserError(f"--frames: {error}") from error
+        raise runs.UserError(f"--frames, --hop: {error}") from error
     network = VGGish(frames=ear.frames, width=config.width)
     if config.audioset_weights:
         load_audioset_convolutions(network, config.audioset_weights)

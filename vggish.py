@@ -38,10 +38,17 @@ class LogMel(nn.Module):
 
     Args:
         sample_rate: of the sounds, in Hz; they are resampled when it is not 16000.
+        hop: samples at 16 kHz from one frame to the next. Google's: 160.
+
+    Raises:
+        ValueError: if `hop` is not from 1 to the window's 400, beyond which samples between two frames were not heard.
     """
 
-    def __init__(self, sample_rate: int = SAMPLE_RATE) -> None:
+    def __init__(self, sample_rate: int = SAMPLE_RATE, hop: int = HOP) -> None:
         super().__init__()
+        if not 1 <= hop <= WINDOW:
+            raise ValueError(f"hop is {hop} samples, but must be from 1 to {WINDOW}, the window's length.")
+        self.hop = hop
         self.resample = Resample(sample_rate, SAMPLE_RATE) if sample_rate != SAMPLE_RATE else nn.Identity()
         hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW)
         # The window is followed by zeros to the transform's length, which spares padding every frame.
@@ -53,7 +60,7 @@ class LogMel(nn.Module):
             self.blocks.append((band, int(bins.min()), int(bins.max()) + 1))
 
     def forward(self, sounds: Tensor) -> Tensor:
-        """`(B, samples)` in [-1, 1] -> `(B, frames, 64)`, natural log; frames = 1 + floor((n - 400) / 160), where n is the
+        """`(B, samples)` in [-1, 1] -> `(B, frames, 64)`, natural log; frames = 1 + floor((n - 400) / hop), where n is the
         number of samples at 16 kHz. float32, or float64 in a module that was moved to it.
 
         Raises:
@@ -73,7 +80,7 @@ class LogMel(nn.Module):
             return torch.cat([self._logmels(part) for part in sounds.split(together)])
 
     def _logmels(self, sounds: Tensor) -> Tensor:
-        frames = sounds.unfold(1, FFT, HOP) * self.hann  # B x frames x 512
+        frames = sounds.unfold(1, FFT, self.hop) * self.hann  # B x frames x 512
         magnitudes = Magnitude.apply(torch.fft.rfft(frames))  # B x frames x 257
         bands = [magnitudes[..., low:high] @ self.mel[low:high, k : k + BLOCK] for k, low, high in self.blocks]
         return torch.cat(bands, -1).add_(LOG_OFFSET).log_()  # B x frames x 64
@@ -143,11 +150,11 @@ class Resample(nn.Module):
         return phases.transpose(1, 2).flatten(1)[:, : math.ceil(n * self.up / self.down)]
 
 
-def frames_heard_whole(encoding: Encoding) -> int:
+def frames_heard_whole(encoding: Encoding, hop: int = HOP) -> int:
     """The fewest log-mel frames that lose no sample of a soundscape, neither to the framing nor to the network's pooling:
-    112 for 1.05 s, 208 for 2 s."""
+    112 for 1.05 s, 208 for 2 s, and 112 for 2 s with a hop of 305 samples."""
     samples = math.ceil(encoding.samples * SAMPLE_RATE / encoding.sample_rate)
-    frames = 1 + max(0, math.ceil((samples - WINDOW) / HOP))
+    frames = 1 + max(0, math.ceil((samples - WINDOW) / hop))
     return math.ceil(frames / POOLING) * POOLING
 
 
@@ -159,26 +166,33 @@ class Ear(nn.Module):
         frames: how many log-mel frames the network hears. None: `frames_heard_whole`, the soundscape followed by
             silence, so that no column of the image is cut off. 96 is the published cut: at 1.05 s it loses the last
             0.075 s, which is 2.0 of 28 columns.
+        hop: samples at 16 kHz from one frame to the next. A hop of 305 hears 2.0 s in the frames a column that 160 gives
+            1.05 s, so that a longer sound need not mean a larger network.
 
     Raises:
-        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers would cut it.
+        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers would cut it, or `hop`
+            is longer than the window.
     """
 
-    def __init__(self, encoding: Encoding, frames: int | None = None) -> None:
+    def __init__(self, encoding: Encoding, frames: int | None = None, hop: int = HOP) -> None:
         super().__init__()
-        self.frames = frames_heard_whole(encoding) if frames is None else frames
+        self.logmel = LogMel(encoding.sample_rate, hop)
+        self.frames = frames_heard_whole(encoding, hop) if frames is None else frames
         if self.frames < POOLING or self.frames % POOLING:
             raise ValueError(
                 f"frames is {frames}, but must be a multiple of {POOLING}: the network's pooling would cut off the rest."
             )
         self.translator = VoiceTranslator(encoding)
-        self.logmel = LogMel(encoding.sample_rate)
-        needed = (self.frames - 1) * HOP + WINDOW  # samples at 16 kHz
+        needed = (self.frames - 1) * hop + WINDOW  # samples at 16 kHz
         self.silence = max(0, math.ceil(needed * encoding.sample_rate / SAMPLE_RATE) - encoding.samples)  # samples
 
     @property
     def encoding(self) -> Encoding:
         return self.translator.encoding
+
+    @property
+    def hop(self) -> int:
+        return self.logmel.hop
 
     def forward(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """Images, and `leak`, as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)` float32 log-mels."""
@@ -228,8 +242,9 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
     """
     checkpoint = runs.load_checkpoint(path, "train_vggish")
     try:
-        ear = Ear(Encoding(**checkpoint["config"]["encoding"]), checkpoint["config"]["frames"]).to(device)
-        network, state = VGGish(ear.frames, checkpoint["config"]["width"]).to(device), checkpoint["networks"]["vggish"]
+        config = checkpoint["config"]
+        ear = Ear(Encoding(**config["encoding"]), config["frames"], config.get("hop", HOP)).to(device)  # older ones: 160
+        network, state = VGGish(ear.frames, config["width"]).to(device), checkpoint["networks"]["vggish"]
     except (KeyError, TypeError, ValueError) as error:
         raise runs.UserError(f"{path} is no whole checkpoint of stage one ({error}); run train_vggish.py.") from error
     runs.load_weights(network, state, path)

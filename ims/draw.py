@@ -25,7 +25,7 @@ import figures
 import pictures
 import runs
 import train_all
-from vggish import HOP, SAMPLE_RATE
+from vggish import SAMPLE_RATE
 from voice_translator import Encoding, VoiceTranslator
 
 IMS = Path(__file__).parent
@@ -74,7 +74,7 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
     seconds = torch.arange(sound.shape[1]) / ear.encoding.sample_rate
     axes[1].plot(seconds, sound[0], linewidth=0.2, color="black")
     axes[1].set(title="its soundscape: the vOICe", xlabel="s", ylim=(-1, 1), yticks=())
-    extent = (0, ear.frames * HOP / SAMPLE_RATE, 0, 64)
+    extent = (0, ear.frames * ear.hop / SAMPLE_RATE, 0, 64)
     axes[2].imshow(logmel[0, 0].T, origin="lower", aspect="auto", cmap="magma", vmin=-4.6, vmax=3, extent=extent)
     axes[2].set(title="what VGGish hears: a log-mel", xlabel="s", yticks=())
     axes[3].imshow(embedding.reshape(10, 10), cmap="coolwarm", vmin=-3, vmax=3)

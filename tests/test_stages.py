@@ -105,13 +105,15 @@ def test_the_soundscapes_are_the_translators_own(chain: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(wave[:16800]).float(), first, atol=1.6 / 32768, rtol=0)
 
 
-def test_the_encoding_and_the_frames_travel_in_the_checkpoint(results: Path) -> None:
+def test_the_encoding_the_frames_and_the_hop_travel_in_the_checkpoint(results: Path) -> None:
     odd = Encoding(curve="linear", seconds=0.5)
-    train_vggish.main(config(*STAGES[0], results, encoding=odd, frames=32, epochs=1))
+    train_vggish.main(config(*STAGES[0], results, encoding=odd, frames=32, hop=305, epochs=1))
     metrics = train_all.main(config(*STAGES[3], results, epochs=1))
     kept = torch.load(results / "train_all" / "checkpoint.pt", weights_only=True)["config"]
     assert kept["encoding"] == dataclasses.asdict(odd)
     assert kept["frames"] == 32
+    assert kept["hop"] == 305
+    assert train_all.load_model(results / "train_all" / "checkpoint.pt")[0].hop == 305
     assert metrics["judge_accuracy"] >= 0
 
 

@@ -57,7 +57,7 @@ def slow_mel_matrix() -> np.ndarray:
     return matrix
 
 
-def slow_logmel(sound: np.ndarray) -> np.ndarray:
+def slow_logmel(sound: np.ndarray, hop: int = 160) -> np.ndarray:
     matrix = slow_mel_matrix()
     window = [0.5 - 0.5 * math.cos(2 * math.pi * n / 400) for n in range(400)]
     frames = []
@@ -65,7 +65,7 @@ def slow_logmel(sound: np.ndarray) -> np.ndarray:
     while start + 400 <= len(sound):
         magnitudes = np.abs(np.fft.rfft(sound[start : start + 400] * window, 512))
         frames.append(np.log(magnitudes @ matrix + 0.01))
-        start += 160
+        start += hop
     return np.array(frames)
 
 
@@ -305,6 +305,29 @@ def test_the_ear_is_the_translator_and_the_front_end_with_silence_behind() -> No
     expected = np.stack([slow_logmel(sound)[:112] for sound in followed])
     np.testing.assert_allclose(ear(images)[:, 0], expected, rtol=0, atol=TONES_TOLERANCE)
     assert ear.encoding == Encoding()
+
+
+@pytest.mark.parametrize("hop", [1, 305, 400])
+def test_another_hop_agrees_with_its_description(hop: int) -> None:
+    sound = noise(1200).numpy()
+    heard = LogMel(hop=hop).double()(torch.from_numpy(sound)[None])[0]
+    np.testing.assert_allclose(heard, slow_logmel(sound, hop), rtol=0, atol=1e-6)  # the filters are kept in float32
+
+
+def test_two_seconds_are_heard_whole_in_the_primary_frames_with_a_longer_hop() -> None:
+    ear = Ear(Encoding(seconds=2.0), hop=305)
+    assert (ear.frames, ear.hop) == (112, 305)
+    sound = ear.translator(dot(27))
+    followed = torch.cat([sound, torch.zeros(1, 4000)], 1).double().numpy()
+    np.testing.assert_allclose(ear(dot(27))[0, 0], slow_logmel(followed[0], 305)[:112], rtol=0, atol=TONES_TOLERANCE)
+    assert (ear(dot(27)) - ear(BLACK)).abs().max() > 1
+    assert frames_heard_whole(Encoding(seconds=2.0), 305) == 112
+
+
+@pytest.mark.parametrize("hop", [0, 401])
+def test_a_hop_beyond_the_window_is_refused(hop: int) -> None:
+    with pytest.raises(ValueError, match=f"hop is {hop} samples, but must be from 1 to 400"):
+        Ear(Encoding(), hop=hop)
 
 
 def test_the_ear_passes_gradients_to_the_image() -> None:
