@@ -56,7 +56,7 @@ class Model:
     def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
         """Images as the ear takes them, `(N, H, W)` uint8 -> imagined ones, `(N, 1, 64, 64)` in [-1, 1], and their mean
         sound distance to what was heard; `encoding` makes the sounds instead of the learned one."""
-        ear = self.ear if encoding is None else Ear(encoding, self.ear.frames).to(images.device)
+        ear = self.ear if encoding is None else Ear(encoding, self.ear.frames, self.ear.hop).to(images.device)
         return train_all.imagine(ear, self.network, self.generator, data.Digits(images, images[:, 0, 0]))
 
 
