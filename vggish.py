@@ -227,13 +227,13 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         runs.UserError: if the file is missing, damaged, or of another stage.
     """
     checkpoint = runs.load_checkpoint(path, "train_vggish")
-    try:
-        ear = Ear(Encoding(**checkpoint["config"]["encoding"]), checkpoint["config"]["frames"]).to(device)
-        network, state = VGGish(ear.frames, checkpoint["config"]["width"]).to(device), checkpoint["networks"]["vggish"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise runs.UserError(f"{path} is no whole checkpoint of stage one ({error}); run train_vggish.py.") from error
-    runs.load_weights(network, state, path)
-    return ear, network.eval()
+    config = checkpoint["config"]
+    with runs.whole(path, "run train_vggish.py"):
+        encoding, width = Encoding(**config["encoding"]), config["width"]
+        frames = frames_heard_whole(encoding) if config["frames"] is None else config["frames"]
+        network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
+        ear = Ear(encoding, frames).to(device)
+    return ear, network.to(device).eval()
 
 
 def load_audioset_convolutions(network: VGGish, path: Path) -> None:
