@@ -9,6 +9,7 @@ curves.png, and samples_001.png ... of the same noise after every epoch. For the
 minutes, and what it should give, see the README.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,9 @@ import ratings
 import runs
 from models.discriminator import Discriminator
 from models.generator import Generator
+
+WON = 0.02  # above the least loss of a discriminator, over an epoch
+ALIKE = 0.05  # of the deviation of real images
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Config:
     # the run
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")
     resume: bool = False  # go on behind the last finished epoch
@@ -58,12 +63,13 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device)
+    device = runs.choose_device(config.device, config.deterministic)
     which = (config.data_root, device, config.split, config.file, config.digits_only)
     train = data.load_remembered(config.dataset, "train", *which)
     validation = data.load_remembered(config.dataset, "validation", *which)
     judge = ratings.load_judge(config.results, None, device)
-    real_features = ratings.judge_features(judge, data.as_seen(validation.images))
+    seen = data.as_seen(validation.images)
+    real_features, real_deviation = ratings.judge_features(judge, seen), deviation(seen)
 
     torch.manual_seed(config.seed)
     generator = Generator(config.width).to(device, memory_format=torch.channels_last)
@@ -73,12 +79,16 @@ def main(config: Config) -> dict[str, float]:
     d_optimiser = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
     fixed_noise = noise(len(validation.labels), config.seed, device)
 
-    run = runs.Run("emnist_dcgan", config, device)
+    made_from = data.sha256(train=train, validation=validation) | runs.checkpoint_sha256(config.results, "judge")
+    run = runs.Run("emnist_dcgan", config, device, sha256=made_from)
+    if run.done:
+        return run.done
     first = run.restore(generator=generator, discriminator=discriminator, g_optimiser=g_optimiser, d_optimiser=d_optimiser)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         generator.train()
-        d_loss_mean, g_loss_mean = runs.Mean(), runs.Mean()
+        d_loss_mean = runs.Mean("the discriminator's loss", epoch)
+        g_loss_mean = runs.Mean("the generator's loss", epoch)
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
         for step, index in enumerate(runs.progress(taken, f"epoch {epoch}/{config.epochs}")):
             done = (epoch - 1 + step / len(taken)) / config.epochs
@@ -105,18 +115,42 @@ def main(config: Config) -> dict[str, float]:
         samples = draw(generator, fixed_noise)
         record = {
             "epoch": epoch,
-            "discriminator_loss": d_loss_mean.read("the discriminator's loss", epoch),
-            "generator_loss": g_loss_mean.read("the generator's loss", epoch),
+            "discriminator_loss": d_loss_mean.read(),
+            "generator_loss": g_loss_mean.read(),
             "frechet_distance": ratings.frechet_distance(ratings.judge_features(judge, samples), real_features),
         }
-        run.end_epoch(record, best=True)  # the last epoch counts, as published: nothing is picked
+        record["samples_deviation"] = (deviation(samples) / real_deviation).item()
+        record["collapsed"] = collapse(record["discriminator_loss"], record["samples_deviation"], config.real_label)
+        if record["collapsed"]:
+            print(f"warning: epoch {epoch}: {record['collapsed']}; try a lower --discriminator-learning-rate, or more "
+                  "--instance-noise.")  # fmt: skip
         figures.save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
-        figures.save_curves(run.folder, [["discriminator_loss", "generator_loss"], ["frechet_distance"]])
+        run.end_epoch(record, best=True, draw=draw_curves)  # the last epoch counts, as published: nothing is picked
 
     metrics = {name: run.history[-1][name] for name in ("frechet_distance", "discriminator_loss", "generator_loss")}
     run.finish(metrics)
     print(f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: train_all.py")
     return metrics
+
+
+def deviation(images: Tensor) -> Tensor:
+    """How much `(N, 1, H, W)` images differ: the standard deviation of a pixel over them, its mean over the pixels."""
+    return images.std(0).mean()
+
+
+def collapse(discriminator_loss: float, samples_deviation: float, real_label: float) -> str:
+    """What went wrong in an epoch, or nothing: the discriminator tells real and imagined apart without fail, so that the
+    generator learns no more; or all samples are alike."""
+    least = -sum(p * math.log(p) for p in (real_label, 1 - real_label) if p > 0)  # no discriminator's loss is smaller
+    if discriminator_loss - least < WON:
+        return f"the discriminator has won: its loss of {discriminator_loss:.4f} is the least that there is"
+    if samples_deviation < ALIKE:
+        return f"the samples are alike: they differ by {samples_deviation:.1%} of what real images do"
+    return ""
+
+
+def draw_curves(folder: Path) -> None:
+    figures.save_curves(folder, [["discriminator_loss", "generator_loss"], ["frechet_distance"]])
 
 
 def gan_loss(logits: Tensor, target: float) -> Tensor:

@@ -85,9 +85,10 @@ def _kept_or_trained(
         print(f"judge {name}: {folder} was trained with another {', '.join(changed)}; it is trained again", flush=True)
         train(settings, device)
         checkpoint = runs.load_checkpoint(path, name, mend)
-    own = checkpoint["metrics"]["test_accuracy"]
-    print(f"judge {name}: {folder}; it reads {own:.2%} of the real test images right", flush=True)
-    return checkpoint["networks"]["judge"]
+    with runs.whole(path, mend):
+        own, state = checkpoint["metrics"]["test_accuracy"], checkpoint["networks"]["judge"]
+        print(f"judge {name}: {folder}; it reads {own:.2%} of the real test images right", flush=True)
+    return state
 
 
 def train_transformer(settings: Settings, device: torch.device) -> None:

@@ -47,6 +47,7 @@ class Config:
     # the run
     seed: int = 0  # of the classifier; the judge's is another
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")
     resume: bool = False  # go on behind the last finished epoch
@@ -54,7 +55,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
-    device = runs.choose_device(config.device)
+    device = runs.choose_device(config.device, config.deterministic)
     for stage in ("mnist_classify_train", "judge"):  # both from the start: neither is refused after hours of the other
         runs.hold(config.results / stage)
     train = data.load_heard(config.dataset, "train", config.data_root, device)
@@ -71,6 +72,8 @@ def main(config: Config) -> dict[str, float]:
     read = fit("mnist_classify_train", classifier, optimiser, scheduler, turned, config.epochs, train, validation, config)
 
     judge_config = dataclasses.replace(config, seed=config.seed + 1000)  # nothing that the two draw is the same
+    if config.resume and runs.settings_changed(config.results / "judge", judge_config):
+        judge_config = dataclasses.replace(judge_config, resume=False)  # that judge is of a run before the classifier's
     torch.manual_seed(judge_config.seed)
     judge = Judge().to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(judge.parameters(), config.judge_learning_rate, weight_decay=0.01, fused=True)
@@ -94,20 +97,15 @@ def fit(
 ) -> dict[str, float]:  # fmt: skip
     """Train `network` to read digits, and leave it in `results/<stage>/`; returns what its metrics.json says."""
     device = train.images.device
-    folder = config.results / stage
-    if config.resume and runs.complete(folder):
-        metrics = runs.read_metrics(folder)
-        if not runs.changed_settings(metrics["config"], runs.plain(config)):
-            return metrics
-    if stage == "judge" and not (folder / "last.pt").exists():
-        config = dataclasses.replace(config, resume=False)  # stopped before the judge's first epoch was finished
-    run = runs.Run(stage, config, device)
+    run = runs.Run(stage, config, device, sha256=data.sha256(train=train, validation=validation))
+    if run.done:
+        return run.done
     role = "classifier" if stage == "mnist_classify_train" else "judge"
     first = run.restore(**{role: network}, optimiser=optimiser, scheduler=scheduler)
     for epoch in range(first, epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()
-        mean_loss = runs.Mean()
+        mean_loss = runs.Mean("the loss", epoch)
         title = f"{stage} {epoch}/{epochs}"
         for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
             images = augment(data.as_seen(train.images[index]))
@@ -118,11 +116,10 @@ def fit(
             mean_loss.add(loss)
         scheduler.step()
 
-        record = {"epoch": epoch, "loss": mean_loss.read("the loss", epoch)}
+        record = {"epoch": epoch, "loss": mean_loss.read()}
         record["validation_accuracy"] = accuracy(network, validation)
         best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
-        run.end_epoch(record, best)
-        figures.save_curves(run.folder, [["loss"], ["validation_accuracy"]])
+        run.end_epoch(record, best, lambda folder: figures.save_curves(folder, [["loss"], ["validation_accuracy"]]))
 
     run.load_best()
     test = data.load_heard(config.dataset, "test", config.data_root, device)
@@ -130,7 +127,7 @@ def fit(
         "test_accuracy": accuracy(network, test),
         "validation_accuracy": max(line["validation_accuracy"] for line in run.history),
     }
-    run.finish(metrics)
+    run.finish(metrics, data.sha256(test=test))
     return metrics
 
 

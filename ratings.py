@@ -31,13 +31,14 @@ def load_judge(results: Path, dataset: str | None, device: torch.device) -> Judg
     """
     path = Path(results) / "judge" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "judge", "run mnist_classify_train.py")
-    if dataset and checkpoint["config"]["dataset"] != dataset:
-        raise runs.UserError(
-            f"{path} reads {checkpoint['config']['dataset']}, but {dataset} is heard; "
-            f"run mnist_classify_train.py --dataset {dataset}."
-        )
     judge = Judge()
-    runs.load_weights(judge, checkpoint["networks"]["judge"], path)
+    with runs.whole(path, "run mnist_classify_train.py"):
+        if dataset and checkpoint["config"]["dataset"] != dataset:
+            raise runs.UserError(
+                f"{path} reads {checkpoint['config']['dataset']}, but {dataset} is heard; "
+                f"run mnist_classify_train.py --dataset {dataset}."
+            )
+        runs.load_weights(judge, checkpoint["networks"]["judge"], path)
     return judge.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 

@@ -4,12 +4,21 @@ A run lives in `results/<name>/`:
     checkpoint.pt   the best epoch's networks, which later stages load; a plain dict, loaded with `weights_only=True`
     last.pt         the last epoch's networks and optimisers, for `--resume`; removed when the run is complete
     log.jsonl       one JSON line an epoch, from which the curves are drawn
-    metrics.json    the numbers at the end, with configuration, seed, machine, versions; present when the run is complete
-Every file is written beside its place and then moved there, so none is ever half-written.
+    metrics.json    the numbers at the end, with configuration, seed, machine, versions, and the SHA-256 of the data, of the
+                    checkpoints of earlier stages and of its own; present when the run is complete
+Every file is written beside its place and then moved there, so none is ever half-written. What a killed process left of one,
+`.unfinished-*`, is removed when the folder is next held. An epoch counts from the moment that last.pt is there; what was
+written of it before is written again. A run that is started anew is moved aside: a complete one to `<name>.before`, one that
+was stopped to `<name>.stopped`; each takes the place of an older one.
+
+What is read is not trusted: a file is refused in words, or is what it should be. Reading a checkpoint takes no more memory
+than twice its size, which is at most MAX_FILE.
 """
 
 import atexit
 import dataclasses
+import glob
+import hashlib
 import io
 import json
 import os
@@ -39,8 +48,14 @@ except ImportError:  # Windows
     fcntl = None
 
 CHECKPOINT_VERSION = 1
+MAX_FILE = 4 * 1024**3  # bytes of a checkpoint; the largest of our own, of stage three at the published widths, takes 1.2 GB
+MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
+MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
+MAX_DEPTH = 12  # of lists and dicts in one another
+UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
+CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
 # What may differ between a run and its `--resume`: where things are, not what is computed.
-PLACES = ("resume", "results", "data_root", "device")
+PLACES = ("resume", "results", "data_root", "device", "deterministic")
 
 
 class UserError(Exception):
@@ -70,9 +85,9 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
         sys.exit(130)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why. Each process of torchrun
-    takes the GPU of its number."""
+    takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway."""
     gpu = torch.cuda.is_available()
     if launched() > 1 and name in ("auto", "cuda") and (gpu or name == "cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -87,6 +102,11 @@ def choose_device(name: str) -> torch.device:
             raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:1.")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device cpu or auto.")
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = False
+        if deterministic:  # read by cuBLAS at its first use
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     join(device)
     torch.set_flush_denormal(True)  # on the CPU, a network whose activations fade to denormals trains ten times slower
     precision = "bfloat16 where it pays" if autocasts(device) else "float32"
@@ -204,24 +224,43 @@ def one_first() -> Iterator[None]:
 
 
 class Mean:
-    """Sums on the device, so that no step waits for the GPU; read once an epoch."""
+    """The mean of a loss over an epoch, read at its end. A loss that is not finite stops the stage: on the CPU at its
+    step, on a GPU, which no step waits for, within CHECKED_EVERY steps.
 
-    def __init__(self) -> None:
+    Args:
+        what: the loss, as the sentence that stops the stage names it.
+    """
+
+    def __init__(self, what: str, epoch: int) -> None:
+        self.what, self.epoch = what, epoch
         self.total, self.count = 0.0, 0
+        self.unread: list[Tensor] = []
 
     def add(self, value: Tensor) -> None:
-        self.total, self.count = self.total + value.detach(), self.count + 1
+        self.unread.append(value.detach())
+        if value.device.type == "cpu" or len(self.unread) == CHECKED_EVERY:
+            self._check()
 
-    def read(self, what: str, epoch: int) -> float:
+    def read(self) -> float:
+        if self.unread:
+            self._check()
         if processes() > 1 and self.count:
             dist.all_reduce(self.total)
-        mean = float(self.total) / max(self.count, 1) / processes()
-        if not np.isfinite(mean):
-            raise UserError(
-                f"{what} is {mean} in epoch {epoch}: training diverged; lower the learning rate, and rerun with --resume "
-                "from the last finished epoch or start again."
-            )
-        return mean
+        return float(self.total) / max(self.count, 1) / processes()
+
+    def _check(self) -> None:
+        losses = torch.stack(self.unread).double()
+        for step, loss in enumerate(losses.tolist(), self.count + 1):
+            if not np.isfinite(loss):
+                raise diverged(f"{self.what} is {loss} in epoch {self.epoch}, step {step}")
+        self.total, self.count, self.unread = self.total + losses.sum(), self.count + len(losses), []
+
+
+def diverged(what: str) -> UserError:
+    return UserError(
+        f"{what}: training diverged; lower the learning rate and start again; the checkpoints of the last finished "
+        "epoch are left as they were."
+    )
 
 
 class Run:
@@ -231,101 +270,164 @@ class Run:
         stage: the script's name, by which later stages know its checkpoint.
         config: the script's header, a dataclass with `results`, `seed` and `resume`.
         name: of the folder; the script's own if None.
+        sha256: of the data (`data/train`) and of the checkpoints (`judge/checkpoint.pt`) that the run is made from.
         upstream: what the run takes from earlier stages, such as their encoding; part of the checkpoint's config.
+
+    Attributes:
+        done: with `--resume`, what metrics.json says of a run that is complete already; else None.
     """
 
-    def __init__(self, stage: str, config: Any, device: torch.device, name: str | None = None, **upstream: Any) -> None:
+    def __init__(
+        self, stage: str, config: Any, device: torch.device, name: str | None = None,
+        sha256: dict[str, str] | None = None, **upstream: Any,
+    ) -> None:  # fmt: skip
         self.stage, self.device, self.seed = stage, device, config.seed
         self.folder = Path(config.results) / (name or stage)
         self.config = {**plain(config), **upstream}
+        self.sha256 = sha256 or {}
         self.history: list[dict] = []
+        self.best: int | None = None  # epoch
         self.networks: dict[str, nn.Module] = {}
         self.started = time.perf_counter()
         hold(self.folder)
         probe(self.folder)
+        self.done: dict[str, Any] | None = None
         self._last = None
         if config.resume and complete(self.folder):
-            raise UserError(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
-        if config.resume:
-            self._last = load_checkpoint(self.folder / "last.pt", stage, "leave out --resume to start from the beginning")
-            then = self._last["config"]
-            changed = changed_settings(then, self.config)
-            if changed:
-                raise UserError(
-                    f"{self.folder}/last.pt was made with another {', '.join(changed)} "
-                    f"({', '.join(f'{key}: {then.get(key)}' for key in changed)}); "
-                    "set the header back, or leave out --resume to start from the beginning."
-                )
+            self.done = read_metrics(self.folder)
+            self._refuse_changes("metrics.json", self.done)
+            release(self.folder)
+            print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
+        elif config.resume and (self.folder / "last.pt").exists():
+            self._last = load_checkpoint(self.folder / "last.pt", stage, LEAVE_OUT)
+            self._refuse_changes("last.pt", self._last)
+
+    def _refuse_changes(self, file: str, record: dict[str, Any]) -> None:
+        """Refuse to go on with a run that was begun with other settings, or from other files."""
+        then = record["config"]
+        changed = changed_settings(then, self.config)
+        if changed:
+            raise UserError(
+                f"{self.folder}/{file} was made with another {', '.join(changed)} "
+                f"({', '.join(f'{key}: {then.get(key)}' for key in changed)}); "
+                f"set the header back, or {LEAVE_OUT}."
+            )
+        before = record.get("sha256") or {}
+        others = [name for name, digest in self.sha256.items() if before.get(name, digest) != digest]
+        if others:
+            raise UserError(
+                f"{self.folder}/{file} was made from another {', '.join(others)} than is here now; put it back, or "
+                f"{LEAVE_OUT}."
+            )
 
     def restore(self, **parts: Any) -> int:
-        """Take up `parts` (networks, optimisers, schedulers) where `--resume` says, and return the first epoch to run."""
+        """Take up `parts` (networks, optimisers, schedulers) where `--resume` says, and return the first epoch to run; the
+        first of all where no epoch was finished."""
         self.networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
         self._state = {name: part for name, part in parts.items() if name not in self.networks}
         if self._last is None:
             self._begin()
             return 1
-        for name, network in self.networks.items():
-            load_weights(network, self._last["networks"][name], self.folder / "last.pt")
-        for name, part in self._state.items():
-            part.load_state_dict(self._last["state"][name])
-        self.history = self._last["history"]
-        print(f"resumed: {self.folder} behind epoch {self._last['epoch']}")
-        return self._last["epoch"] + 1
+        path, last = self.folder / "last.pt", self._last
+        with whole(path, LEAVE_OUT):
+            for name, network in self.networks.items():
+                load_weights(network, last["networks"][name], path)
+            for name, part in self._state.items():
+                part.load_state_dict(last["state"][name])
+                if isinstance(part, torch.optim.Optimizer) and not _fits(part):
+                    raise ValueError(f"the state of {name} does not fit")
+            self.history, self.best = list(last["history"]), last["best"]
+            if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
+                raise ValueError("its epochs do not follow one another")
+        if self.best == last["epoch"]:  # the process may have ended before this was written
+            save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
+        meet()
+        print(f"resumed: {self.folder} behind epoch {last['epoch']}")
+        return last["epoch"] + 1
 
     def _begin(self) -> None:
-        """A new run takes the folder; a complete one that lies there is kept as `<name>.before`."""
+        """A new run takes the folder; what lies there is kept, but for what was written before an epoch was finished."""
         if rank():
             return
-        if complete(self.folder):
-            before = self.folder.with_name(self.folder.name + ".before")
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(self.folder, before)
-            self.folder.mkdir()
-            print(f"the run that was complete in {self.folder} is kept in {before}")
-        for leftover in self.folder.iterdir():
-            if leftover.is_file():
-                leftover.unlink()
+        with _said(self.folder):
+            for suffix, there in ((".before", complete(self.folder)), (".stopped", (self.folder / "last.pt").exists())):
+                if there:
+                    aside = self.folder.with_name(self.folder.name + suffix)
+                    _keep(self.folder, aside)
+                    self.folder.mkdir(exist_ok=True)
+                    print(f"the run that was {'complete' if suffix == '.before' else 'stopped'} there is kept in {aside}")
+                    return
+            here = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+            if here and "log.jsonl" not in here:
+                raise UserError(
+                    f"{self.folder} holds {here[0]}, but no run; give another --results or --name, or empty the folder."
+                )
+            for name in sorted(here, key="log.jsonl".__eq__):  # the log last: by it the folder is known as a run's
+                (self.folder / name).unlink()
 
-    def end_epoch(self, record: dict[str, float], best: bool) -> None:
-        """Record a finished epoch; if `best`, make its networks the ones that later stages load."""
+    def end_epoch(self, record: dict[str, float], best: bool, draw: Callable[[Path], Any] | None = None) -> None:
+        """Record a finished epoch; if `best`, make its networks the ones that later stages load.
+
+        `draw` draws the epoch's pictures into the folder, whose log.jsonl knows the epoch already.
+        """
+        for name, network in self.networks.items():
+            if not finite(network.state_dict()):
+                raise diverged(f"the weights of the {name} are not finite at the end of epoch {record['epoch']}")
+        self._refuse_vanished()
         now = time.perf_counter()
         record = {**record, "seconds": round(now - self.started, 3)}
         self.started = now
         self.history.append(record)
-        if best:
-            save(self.folder / "checkpoint.pt", self._checkpoint(record))
-        state = {name: part.state_dict() for name, part in self._state.items()}
-        save(self.folder / "last.pt", {**self._checkpoint(record), "state": state, "history": self.history})
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
+        if draw and rank() == 0:
+            draw(self.folder)
+        self.best = record["epoch"] if best else self.best
+        state = {name: part.state_dict() for name, part in self._state.items()}
+        last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best}
+        save(self.folder / "last.pt", last)  # from here on the epoch counts
+        if best:
+            save(self.folder / "checkpoint.pt", self._checkpoint(record))
         shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
         print(shown, flush=True)
         meet()  # what process 0 wrote, all may read
 
     def load_best(self) -> int:
         """Load the best epoch's networks, and return that epoch."""
-        checkpoint = load_checkpoint(self.folder / "checkpoint.pt", self.stage)
-        for name, network in self.networks.items():
-            load_weights(network, checkpoint["networks"][name], self.folder / "checkpoint.pt")
+        path = self.folder / "checkpoint.pt"
+        checkpoint = load_checkpoint(path, self.stage)
+        with whole(path, f"run {self.stage}.py"):
+            for name, network in self.networks.items():
+                load_weights(network, checkpoint["networks"][name], path)
         return checkpoint["epoch"]
 
-    def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the numbers at the end, into the checkpoint too."""
-        checkpoint = load_checkpoint(self.folder / "checkpoint.pt", self.stage)
+    def finish(self, metrics: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
+        """Write the numbers at the end, into the checkpoint too; with the hashes of what was used since the beginning."""
+        self._refuse_vanished()
+        path = self.folder / "checkpoint.pt"
+        checkpoint = load_checkpoint(path, self.stage)
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
-        save(self.folder / "checkpoint.pt", {**checkpoint, "metrics": metrics})
-        record = {
-            "stage": self.stage,
-            **metrics,
-            "epoch": checkpoint["epoch"],
-            "machine": device_name(self.device),
-            **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
-        }
-        write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+        sha256 = {**self.sha256, **(sha256 or {})}
+        save(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
         if rank() == 0:
+            record = {
+                "stage": self.stage,
+                **metrics,
+                "epoch": checkpoint["epoch"],
+                "machine": device_name(self.device),
+                **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
+                "sha256": {**sha256, "checkpoint.pt": file_sha256(path)},
+            }
+            write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
             (self.folder / "last.pt").unlink(missing_ok=True)
         release(self.folder)
         meet()  # the run is complete for all of them, or for none
+
+    def _refuse_vanished(self) -> None:
+        if not self.folder.is_dir() or not still_held(self.folder):
+            raise UserError(
+                f"{self.folder} was removed while the run went on; start again, and leave the folder where it is."
+            )
 
     def _checkpoint(self, record: dict[str, float]) -> dict[str, Any]:
         return {
@@ -338,12 +440,52 @@ class Run:
             "seed": self.seed,
             "revision": revision(),
             "versions": versions(),
+            "sha256": self.sha256,
         }
+
+
+LEAVE_OUT = "leave out --resume to start from the beginning"
+
+
+def _keep(folder: Path, aside: Path) -> None:
+    """Move `folder` to `aside`; what was there is gone only when the move was made. `_sweep` mends what a kill left."""
+    doomed = aside.with_name(f".{aside.name}.doomed")
+    if aside.exists():
+        os.replace(aside, doomed)
+    os.replace(folder, aside)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left unfinished of `folder`."""
+    for suffix in (".before", ".stopped"):
+        aside = folder.with_name(folder.name + suffix)
+        doomed = aside.with_name(f".{aside.name}.doomed")
+        if doomed.exists() and not aside.exists():
+            os.replace(doomed, aside)
+        shutil.rmtree(doomed, ignore_errors=True)
+    beside = folder.parent.glob(f"{UNFINISHED}{glob.escape(folder.name)}-????????.*")  # such as the picture of stage three
+    for leftover in (*folder.glob(f"{UNFINISHED}*"), *beside):
+        leftover.unlink(missing_ok=True)
 
 
 def changed_settings(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The names of the settings that differ, but for where things are."""
     return sorted(key for key in then.keys() | now.keys() if key not in PLACES and then.get(key) != now.get(key))
+
+
+def settings_changed(folder: Path, config: Any) -> bool:
+    """Whether a run in `folder`, complete or stopped, has other settings than the header `config`; also if it is damaged."""
+    try:
+        if complete(folder):
+            then = read_metrics(folder)["config"]
+        elif (folder / "last.pt").exists():
+            then = load_file(folder / "last.pt", LEAVE_OUT)["config"]
+        else:
+            return False
+        return bool(changed_settings(then, plain(config)))
+    except (UserError, LookupError, AttributeError):
+        return True
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -357,11 +499,43 @@ def complete(folder: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The numbers of a complete run."""
+    """The numbers of a complete run.
+
+    Raises:
+        UserError: if they are missing or damaged.
+    """
+    path, mend = folder / "metrics.json", f"run {folder.name}.py again"
+    record = read_json(path, mend)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise UserError(f"{path} is no record of a run; {mend}.")
+    return record
+
+
+def read_json(path: Path, mend: str, lines: bool = False) -> Any:
+    """A JSON file of at most MAX_RECORD bytes, or, of one value a line, the list of them.
+
+    Raises:
+        UserError: if it is missing, damaged or larger.
+    """
     try:
-        return json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/metrics.json is missing or damaged; run {folder.name}.py again.") from error
+        with open(path, "rb") as file:
+            content = file.read(MAX_RECORD + 1)
+        if len(content) > MAX_RECORD:
+            raise ValueError("it is too large")
+        text = content.decode("utf-8")
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged; {mend}.") from error
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_sha256(results: Path, *names: str) -> dict[str, str]:
+    """The SHA-256 of checkpoints in `results`, by their path in it."""
+    return {f"{name}/checkpoint.pt": file_sha256(Path(results) / name / "checkpoint.pt") for name in names}
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -369,20 +543,32 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Have `writer` write a file beside `path`, with the same suffix, then move it there. Of several processes, process 0
-    does."""
+    """Have `writer` write a file beside `path`, with the same suffix, then move it there; it is on the disk before it takes
+    the place of another, should the power fail. Of several processes, process 0 does."""
     if rank():
         return
     with _said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
+        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f"{UNFINISHED}{path.stem}-", dir=path.parent)
         os.close(handle)
         try:
             writer(Path(name))
             os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
+            _sync(name)
             os.replace(name, path)
+            _sync(path.parent)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _sync(path: Path | str) -> None:
+    if os.name == "nt":  # where neither a folder nor a file opened for reading can be
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -399,9 +585,11 @@ def _said(path: Path) -> Iterator[None]:
 
 def probe(folder: Path) -> None:
     """Refuse a folder that cannot be written before hours of work, not after."""
+    if rank():
+        return
     with _said(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder, prefix=UNFINISHED):
             pass
 
 
@@ -410,7 +598,8 @@ _held: dict[tuple[int, Path], int] = {}  # process and lock file -> its descript
 
 def hold(folder: Path) -> None:
     """Keep other processes out of `folder` until `release`, or until this process ends, however it ends: the lock is the
-    operating system's, on a file beside the folder, so none is left over. Twice in one process is as good as once.
+    operating system's, on a file beside the folder, so none is left over. Twice in one process is as good as once. What a
+    killed process left unfinished there is removed.
 
     Raises:
         Held: if another process holds it; the sentence says who, and since when.
@@ -442,6 +631,15 @@ def hold(folder: Path) -> None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
         _held[os.getpid(), lock] = descriptor
+        with _said(Path(folder)):
+            _sweep(Path(folder))
+
+
+def still_held(folder: Path) -> bool:
+    """Whether the lock that `hold` took is where it was; also where there are no locks."""
+    lock = _lock_of(folder)
+    descriptor = _held.get((os.getpid(), lock))
+    return descriptor is None or _is_same_file(descriptor, lock)
 
 
 def release(folder: Path) -> None:
@@ -479,17 +677,66 @@ def load_file(path: Path, mend: str) -> dict[str, Any]:
     """Load a dict of tensors and plain values from `path`; nothing in it is ever executed.
 
     Raises:
-        UserError: if it is missing or damaged, with `mend` as the way out.
+        UserError: if it is missing, damaged, larger than MAX_FILE, or holds more than it has bytes for, with `mend` as the
+            way out.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"{path} is missing; {mend}.")
+    size = path.stat().st_size
+    if size > MAX_FILE:
+        raise UserError(f"{path} has {size / 1e9:.1f} GB, more than any checkpoint; {mend}.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            mapped = file.read(4) == b"PK\3\4"  # else torch's format of before 1.6, as of the released AudioSet weights
+        # Mapped, so that nothing is unpacked, and no tensor grows beyond what the file holds.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises any of a dozen types
         raise UserError(f"{path} is damaged or no checkpoint; {mend}.") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is no checkpoint; {mend}.")
-    return loaded
+    with whole(path, mend):
+        return _plain_only(loaded, {"values": MAX_VALUES, "bytes": size})
+
+
+def _plain_only(value: Any, left: dict[str, int], depth: int = 0) -> Any:
+    """`value`, if it is made of plain values and dense tensors of no more bytes than are `left`; the tensors are copied
+    out of the file."""
+    left["values"] -= 1
+    if left["values"] < 0 or depth > MAX_DEPTH:
+        raise ValueError("it holds too many values")
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError("it holds a tensor that is not dense")
+        left["bytes"] -= value.nbytes
+        if left["bytes"] < 0:
+            raise ValueError("its tensors are larger than the file")
+        return value.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(value, dict):
+        for key in value:
+            _plain_only(key, left, MAX_DEPTH)
+            value[key] = _plain_only(value[key], left, depth + 1)
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(_plain_only(item, left, depth + 1) for item in value)
+    if not (value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)):
+        raise ValueError(f"it holds a {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def whole(path: Path, mend: str) -> Iterator[None]:
+    """Say in words that `path` lacks something, or holds another thing than it should.
+
+    Raises:
+        UserError: where an error of the kinds that this leads to is raised inside.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(f"{error}".split())[:200].rstrip(".")
+        reason = f"no {reason}" if isinstance(error, LookupError) else reason
+        raise UserError(f"{path} is no whole checkpoint ({reason}); {mend}.") from error
 
 
 def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str, Any]:
@@ -499,29 +746,71 @@ def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str
         UserError: if it is missing, damaged, of another stage or of another version; the sentence names the script to run.
     """
     mend = mend or f"run {stage}.py"
-    checkpoint = load_file(Path(path), mend)
-    if not {"stage", "version", "config", "networks", "epoch"} <= checkpoint.keys():
+    checkpoint = load_file(path, mend)
+    kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
+    if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path} is no checkpoint of this project; {mend}.")
     if checkpoint["stage"] != stage:
-        raise UserError(f"{path} is a checkpoint of {checkpoint['stage']}.py; {mend}.")
+        other = f"{checkpoint['stage']}.py" if checkpoint["stage"].isidentifier() else "something else"
+        raise UserError(f"{path} is a checkpoint of {other}; {mend}.")
     if checkpoint["version"] != CHECKPOINT_VERSION:
         raise UserError(f"{path} has version {checkpoint['version']}, not {CHECKPOINT_VERSION}; {mend}.")
+    if not all(isinstance(state, dict) for state in checkpoint["networks"].values()):
+        raise UserError(f"{path} holds no weights; {mend}.")
     return checkpoint
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load weights with strict keys and shapes, all of them finite.
+def load_network(build: Callable[[], nn.Module], state: dict[str, Tensor], path: Path) -> nn.Module:
+    """What `build` makes, with these weights. Its size comes from an untrusted file: it is made only when they fit it.
 
     Raises:
         UserError: if they do not fit, with the first reason.
     """
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip().rstrip(".")
-        raise UserError(f"the weights in {path} do not fit {type(network).__name__} ({reason}); train it again.") from error
-    if not all(value.isfinite().all() for value in network.state_dict().values()):
+    with torch.device("meta"):  # no memory is taken
+        _refuse_misfits(build(), state, path)
+    network = build()
+    load_weights(network, state, path)
+    return network
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load weights with strict keys, shapes and types, all of them finite.
+
+    Raises:
+        UserError: if they do not fit, with the first reason.
+    """
+    _refuse_misfits(network, state, path)
+    if not finite(state):
         raise UserError(f"the weights in {path} are not finite; train it again.")
+    network.load_state_dict(state)
+
+
+def _refuse_misfits(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    reasons = [f"{name} is missing" for name in own if not isinstance(state.get(name), Tensor)]
+    reasons += [f"{name!r} is unknown" for name in state if name not in own]
+    for name, value in own.items() if not reasons else ():
+        if state[name].shape != value.shape:
+            reasons.append(f"size mismatch of {name}: {list(state[name].shape)}, not {list(value.shape)}")
+        elif state[name].dtype != value.dtype:
+            reasons.append(f"{name} is {state[name].dtype}, not {value.dtype}")
+    if reasons:
+        kind = type(network).__name__
+        raise UserError(f"the weights in {path} do not fit {kind} ({reasons[0][:200]}); train it again.")
+
+
+def finite(state: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in state.values())
+
+
+def _fits(optimiser: torch.optim.Optimizer) -> bool:
+    """Whether what an optimiser loaded has the shapes of its parameters, and is finite."""
+    return all(
+        value.isfinite().all() and value.shape in ((), parameter.shape)
+        for parameter, state in optimiser.state.items()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
 
 
 def versions() -> dict[str, str]:

@@ -67,6 +67,7 @@ class Config:
     name: str = "train_all"  # of the folder in results/
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")
     resume: bool = False  # go on behind the last finished epoch
@@ -74,7 +75,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device)
+    device = runs.choose_device(config.device, config.deterministic)
     ear, network, dataset = load_ear(config, device)
     generator, classifier = load_memory(config, dataset, device)
     judge = ratings.load_judge(config.results, dataset, device)
@@ -94,7 +95,11 @@ def main(config: Config) -> dict[str, float]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_of)
     upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "hop": ear.hop, "dataset": dataset}
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
-    run = runs.Run("train_all", config, device, config.name, **upstream)
+    made_from = data.sha256(train=train, validation=validation)
+    made_from |= runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")
+    run = runs.Run("train_all", config, device, config.name, made_from, **upstream)
+    if run.done:
+        return run.done
     first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
     count = config.epochs * (config.images_per_epoch or len(train.labels))
     sounds = Heard(ear, train.images, count, config.keep_gigabytes)
@@ -104,7 +109,7 @@ def main(config: Config) -> dict[str, float]:
         if not config.dropout:
             network.embedding[2].eval()
         generator.requires_grad_(epoch > alone)  # always in eval mode: its BatchNorm statistics are part of the memory
-        reading, consistency = runs.Mean(), runs.Mean()
+        reading, consistency = runs.Mean("the cross-entropy", epoch), runs.Mean("the sound distance", epoch)
         title = f"epoch {epoch}/{config.epochs}"
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
         for step, index in enumerate(runs.progress(taken, title)):
@@ -131,8 +136,8 @@ def main(config: Config) -> dict[str, float]:
         rating = rate(classifier, judge, validation, imagined)
         record = {
             "epoch": epoch,
-            "cross_entropy": reading.read("the cross-entropy", epoch),
-            "sound_distance": consistency.read("the sound distance", epoch),
+            "cross_entropy": reading.read(),
+            "sound_distance": consistency.read(),
             **{f"validation_{name}": value for name, value in rating.items()},
             "validation_sound_distance": distance,
             "validation_detail": torch.stack([inaudible_detail(part) for part in imagined.split(500)]).mean().item(),
@@ -146,9 +151,8 @@ def main(config: Config) -> dict[str, float]:
             + config.grey * record["validation_grey"]
         )
         best = record["validation_loss"] < min((line["validation_loss"] for line in run.history), default=float("inf"))
-        run.end_epoch(record, best)
         save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
-        draw_curves(run.folder)
+        run.end_epoch(record, best, draw_curves)
 
     best = run.load_best()
     test = data.load_heard(dataset, "test", config.data_root, device)
@@ -156,7 +160,7 @@ def main(config: Config) -> dict[str, float]:
     rating = rate(classifier, judge, test, imagined)
     metrics = {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
     save_pairs(config.results / f"{config.name}.png", test, imagined)
-    run.finish(metrics)
+    run.finish(metrics, data.sha256(test=test))
     print(
         f"imagined digits read right: {metrics['judge_accuracy']:.2%} by the judge, {metrics['test_accuracy']:.2%} by the "
         f"classifier that was to be pleased (epoch {best}). {run.folder}, {config.results / config.name}.png"
@@ -182,18 +186,20 @@ def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Gen
     """What stage two learned: the generator, and the classifier, which is frozen."""
     path = config.results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
-    generator = Generator(checkpoint["config"]["width"])
-    runs.load_weights(generator, checkpoint["networks"]["generator"], path)
+    with runs.whole(path, "run emnist_dcgan.py"):
+        width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
+        generator = runs.load_network(lambda: Generator(width), state, path)
 
     path = config.results / "mnist_classify_train" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "mnist_classify_train")
-    if checkpoint["config"]["dataset"] != dataset:
-        raise runs.UserError(
-            f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
-            f"run mnist_classify_train.py --dataset {dataset}."
-        )
     classifier = LeNet()
-    runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
+    with runs.whole(path, "run mnist_classify_train.py"):
+        if checkpoint["config"]["dataset"] != dataset:
+            raise runs.UserError(
+                f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
+                f"run mnist_classify_train.py --dataset {dataset}."
+            )
+        runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
     classifier.requires_grad_(False).eval()
     layout = {"device": device, "memory_format": torch.channels_last}
     return generator.to(**layout).eval(), classifier.to(**layout)
@@ -207,12 +213,13 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
         runs.UserError: if the file is missing, damaged, or of another stage.
     """
     checkpoint = runs.load_checkpoint(path, "train_all")
-    config = checkpoint["config"]
-    ear = Ear(Encoding(**config["encoding"]), config["frames"], config.get("hop", HOP)).to(device)
-    network, generator = VGGish(ear.frames, config["vggish_width"]), Generator(config["generator_width"])
-    runs.load_weights(network, checkpoint["networks"]["vggish"], path)
-    runs.load_weights(generator, checkpoint["networks"]["generator"], path)
-    return ear, network.to(device).eval(), generator.to(device).eval(), config["dataset"]
+    config, networks = checkpoint["config"], checkpoint["networks"]
+    with runs.whole(path, "run train_all.py"):
+        encoding, frames, dataset = Encoding(**config["encoding"]), config["frames"], config["dataset"]
+        network = runs.load_network(lambda: VGGish(frames, config["vggish_width"]), networks["vggish"], path)
+        generator = runs.load_network(lambda: Generator(config["generator_width"]), networks["generator"], path)
+        ear = Ear(encoding, frames, config.get("hop", HOP)).to(device)
+    return ear, network.to(device).eval(), generator.to(device).eval(), dataset
 
 
 def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0) -> Tensor:

@@ -47,6 +47,7 @@ class Config:
     # the run
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")
     resume: bool = False  # go on behind the last finished epoch
@@ -54,7 +55,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device)
+    device = runs.choose_device(config.device, config.deterministic)
     train = data.load_heard(config.dataset, "train", config.data_root, device)
     validation = data.load_heard(config.dataset, "validation", config.data_root, device)
 
@@ -70,14 +71,16 @@ def main(config: Config) -> dict[str, float]:
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
-    run = runs.Run("train_vggish", config, device)
+    run = runs.Run("train_vggish", config, device, sha256=data.sha256(train=train, validation=validation))
+    if run.done:
+        return run.done
     first = run.restore(vggish=network, optimiser=optimiser, scheduler=scheduler)
     sounds = config.epochs * (config.images_per_epoch or len(train.labels))
     heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
     for epoch in range(first, config.epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()
-        mean_loss = runs.Mean()
+        mean_loss = runs.Mean("the loss", epoch)
         title = f"epoch {epoch}/{config.epochs}"
         for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
             with runs.autocast(device):
@@ -87,11 +90,10 @@ def main(config: Config) -> dict[str, float]:
             mean_loss.add(loss)
         scheduler.step()
 
-        record = {"epoch": epoch, "loss": mean_loss.read("the loss", epoch)}
+        record = {"epoch": epoch, "loss": mean_loss.read()}
         record["validation_accuracy"] = accuracy(ear, network, validation, device)
         best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
-        run.end_epoch(record, best)
-        figures.save_curves(run.folder, [["loss"], ["validation_accuracy"]])
+        run.end_epoch(record, best, lambda folder: figures.save_curves(folder, [["loss"], ["validation_accuracy"]]))
 
     run.load_best()
     test = data.load_heard(config.dataset, "test", config.data_root, device)
@@ -101,7 +103,7 @@ def main(config: Config) -> dict[str, float]:
     }
     shown = figures.per_class(test.labels, 1)[:, 0]
     figures.save_soundscapes(run.folder, ear, test.images[shown], test.labels[shown])
-    run.finish(metrics)
+    run.finish(metrics, data.sha256(test=test))
     print(f"sounds told apart: {metrics['test_accuracy']:.2%} of the test set. {run.folder}. Next: mnist_classify_train.py")
     return metrics
 

@@ -241,14 +241,14 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         runs.UserError: if the file is missing, damaged, or of another stage.
     """
     checkpoint = runs.load_checkpoint(path, "train_vggish")
-    try:
-        config = checkpoint["config"]
-        ear = Ear(Encoding(**config["encoding"]), config["frames"], config.get("hop", HOP)).to(device)  # older ones: 160
-        network, state = VGGish(ear.frames, config["width"]).to(device), checkpoint["networks"]["vggish"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise runs.UserError(f"{path} is no whole checkpoint of stage one ({error}); run train_vggish.py.") from error
-    runs.load_weights(network, state, path)
-    return ear, network.eval()
+    config = checkpoint["config"]
+    with runs.whole(path, "run train_vggish.py"):
+        encoding, width = Encoding(**config["encoding"]), config["width"]
+        hop = config.get("hop", HOP)  # older checkpoints have none
+        frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
+        network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
+        ear = Ear(encoding, frames, hop).to(device)
+    return ear, network.to(device).eval()
 
 
 def load_audioset_convolutions(network: VGGish, path: Path) -> None:

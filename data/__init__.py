@@ -5,8 +5,11 @@ scikit-learn. Remembered characters (the generator's): EMNIST, or digits printed
 The second of each needs no download, and the two have no image in common.
 """
 
+import hashlib
+import math
 import os
 import string
+import struct
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,6 +28,7 @@ import runs
 from runs import UserError
 
 Part = Literal["train", "validation", "test"]
+MAX_IDX = 1024**3  # bytes of MNIST's or EMNIST's largest file; the official ones have at most 547 million
 VALIDATION = 5000  # the last of MNIST's 60,000 training images: other writers than most of the first ones
 PRINTED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
                  "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral",
@@ -84,6 +88,17 @@ def load_remembered(
     return Digits(images[held].to(device), labels[held].to(device))
 
 
+def sha256(**parts: Digits) -> dict[str, str]:
+    """The SHA-256 of each part, by the name `data/<part>`: of its size, its images and its labels."""
+    digests = {}
+    for part, (images, labels) in parts.items():
+        digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
+        digest.update(images.cpu().contiguous().numpy())
+        digest.update(labels.to(torch.uint8).cpu().numpy())
+        digests[f"data/{part}"] = digest.hexdigest()
+    return digests
+
+
 def as_seen(images: Tensor) -> Tensor:
     """`(B, 28, 28)` uint8 -> `(B, 1, 64, 64)` float32 in [-1, 1], bilinear: what generator and classifiers work with."""
     return F.interpolate(images[:, None].float() / 127.5 - 1, (64, 64), mode="bilinear")
@@ -139,6 +154,8 @@ def _mnist(part: Part, root: Path) -> Digits:
     dataset = _torchvision(datasets.MNIST, root, train=part != "test")
     if part == "test":
         return Digits(dataset.data, dataset.targets)
+    if len(dataset.data) <= VALIDATION:
+        raise UserError(f"{root}/MNIST holds {len(dataset.data)} training images, of which {VALIDATION} are to validate.")
     kept = slice(-VALIDATION, None) if part == "validation" else slice(None, -VALIDATION)
     return Digits(dataset.data[kept], dataset.targets[kept])
 
@@ -157,12 +174,17 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
     prefixes = [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
     files = ", ".join(f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     with runs.one_first():
+        damaged = UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
+        if not all(_is_idx(folder / name) for name in files.split(", ")):
+            raise damaged
+        if (folder.parent / "processed").exists():  # which torchvision would read instead
+            raise UserError(f"{folder.parent / 'processed'} is of an old torchvision; delete it.")
         try:
             dataset = kind(str(root), download=False, **which)
         except Exception as error:
             # torchvision says "not found" for what is missing; anything else means that a file is there but damaged.
             if "not found" not in str(error):
-                raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.") from error
+                raise damaged from error
             try:
                 dataset = kind(str(root), download=True, **which)
             except Exception as failure:
@@ -170,9 +192,27 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
                     f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {files}, "
                     "or name their folder with --data-root or LISTEN_DATA."
                 ) from failure
-    if dataset.data.dim() != 3 or len(dataset.data) != len(dataset.targets) or dataset.data.shape[1:] != (28, 28):
-        raise UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
+    labels = dataset.targets
+    if dataset.data.dim() != 3 or len(dataset.data) != len(labels) or dataset.data.shape[1:] != (28, 28):
+        raise damaged
+    if not len(labels) or labels.max() > 61 or (kind is datasets.MNIST and labels.max() > 9):
+        raise damaged
     return dataset
+
+
+def _is_idx(path: Path) -> bool:
+    """Whether a file of bytes is as long as its header says, and no larger than MAX_IDX; also if it is missing. torchvision
+    reads all of a file before it looks."""
+    if not path.is_file():
+        return True
+    dimensions = 3 if "images" in path.name else 1
+    head = 4 + 4 * dimensions
+    with open(path, "rb") as file:
+        content = file.read(head)
+    if len(content) < head or path.stat().st_size > MAX_IDX:
+        return False
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", content)
+    return magic == 0x800 + dimensions and path.stat().st_size == head + math.prod(shape)
 
 
 def _handwritten(part: Part) -> Digits:
