@@ -88,7 +88,7 @@ class Schedule:
     hear: train_vggish.Config = train_vggish.Config()
     read: mnist_classify_train.Config = mnist_classify_train.Config()
     remember: emnist_dcgan.Config = emnist_dcgan.Config()
-    imagine: train_all.Config = train_all.Config(epochs=7, joint_epochs=6, joint_learning_rate=2e-4)
+    imagine: train_all.Config = train_all.Config(batch=32, epochs=7, joint_epochs=6, joint_learning_rate=1e-3)
     rate: evaluate.Config = evaluate.Config()
     linear_images: int = 10_000  # from which the linear inverse is made; its memory grows with their square, here 2 GB
 
@@ -101,13 +101,13 @@ QUICK = Schedule(
         width=32, epochs=5, images_per_epoch=6400, batch=32, learning_rate=1e-3, discriminator_learning_rate=2e-4,
         instance_noise=0.5,
     ),
-    imagine=train_all.Config(epochs=3, joint_epochs=2, images_per_epoch=9_000, joint_learning_rate=1e-3),
+    imagine=train_all.Config(batch=32, epochs=3, joint_epochs=2, images_per_epoch=9_000, joint_learning_rate=1e-3),
     rate=evaluate.Config(judges_epochs=2),
     linear_images=5_000,
 )  # fmt: skip
 OBJECTIVES = {
-    "sound-consistent": {"sound_consistency": 1.0, "detail": 10.0, "grey": 1.0, "dropout": False},
-    "published": {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "dropout": True},
+    "sound-consistent": {"sound_consistency": 1.0, "detail": 10.0, "grey": 0.5, "generator_rate": 0.2, "dropout": False},
+    "published": {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "generator_rate": 1.0, "dropout": True},
 }
 
 
