@@ -41,7 +41,7 @@ def save_rows(path: Path, titles: Sequence[str], rows: Sequence[Tensor]) -> None
     figure, axes = plt.subplots(len(rows), columns, figsize=(columns, 1.15 * len(rows)), layout="constrained", squeeze=False)
     for axis_row, title, images in zip(axes, titles, rows, strict=True):
         for axis, image in zip(axis_row, images.cpu(), strict=True):
-            axis.imshow(image[0], cmap="gray", vmin=-1, vmax=1)
+            axis.imshow(image[0].numpy(), cmap="gray", vmin=-1, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
         axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
