@@ -27,7 +27,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import HOP, Ear, Heard, load_embedder
+from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 
@@ -167,7 +167,7 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
             f"{path} learned another encoding ({differing}); leave out --encoding, or run train_vggish.py with this one."
         )
     dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
-    return ear, network.to(memory_format=torch.channels_last), dataset
+    return ear, network, dataset
 
 
 def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Generator, LeNet]:
@@ -204,7 +204,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
     network, generator = VGGish(ear.frames, config["vggish_width"]), Generator(config["generator_width"])
     runs.load_weights(network, checkpoint["networks"]["vggish"], path)
     runs.load_weights(generator, checkpoint["networks"]["generator"], path)
-    return ear, network.to(device).eval(), generator.to(device).eval(), config["dataset"]
+    layout = {"device": device, "memory_format": torch.channels_last}
+    return ear, network.to(**layout).eval(), generator.to(**layout).eval(), config["dataset"]
 
 
 def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0) -> Tensor:
@@ -231,7 +232,7 @@ def imagine(ear: Ear, network: VGGish, generator: Generator, digits: data.Digits
     """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them."""
     network.eval()
     imagined, distance = [], 0.0
-    for images in digits.images.split(256):
+    for images in digits.images.split(HEARD_TOGETHER):
         heard = ear(images)
         with runs.autocast(images.device):
             imagined.append(generator(network.embed(heard)))
