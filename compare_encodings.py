@@ -169,11 +169,9 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
 
     elsewhere, failed = [], []
     for cell in cells:
-        if cell.finished:
-            continue
         try:
             with holding(cell.folder, patient=False):
-                if cell.finished:  # by another process, since we looked
+                if cell.finished:
                     continue
                 print(f"\n== {title(cell)}", flush=True)
                 if cell.seed is None:
