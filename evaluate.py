@@ -33,7 +33,7 @@ import page
 import ratings
 import runs
 import train_all
-from vggish import Ear, load_embedder
+from vggish import HEARD_TOGETHER, Ear, load_embedder
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def predict(reader: nn.Module, images: Tensor) -> Tensor:
 def tell_apart(ear: Ear, network: nn.Module, digits: data.Digits) -> Tensor:
     """The digits, `(N,)`, that the sound classifier of stage one hears: more cannot be imagined right."""
     said = []
-    for images in digits.images.split(256):
+    for images in digits.images.split(HEARD_TOGETHER):
         with runs.autocast(images.device):
             said.append(network(ear(images)).argmax(1))
     return torch.cat(said)

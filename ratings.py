@@ -160,7 +160,7 @@ def realism(features: Tensor, real: Tensor) -> dict[str, float]:
 def ssim(imagined: Tensor, heard: Tensor) -> Tensor:
     """Structural similarity of each of `(N, 1, H, W)` imagined images in [-1, 1] with its own heard one, `(N,)`: Z. Wang et
     al., IEEE Trans. Image Process. 13(4), 2004, as torchmetrics computes it."""
-    parts = zip(imagined.split(500), heard.split(500), strict=True)
+    parts = zip(imagined.split(20), heard.split(20), strict=True)  # on the CPU, more leave the cache
     return torch.cat(
         [structural_similarity_index_measure(*part, reduction="none", data_range=(-1.0, 1.0)).reshape(-1) for part in parts]
     )

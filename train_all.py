@@ -28,7 +28,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import HOP, Ear, Heard, load_embedder
+from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 
@@ -181,7 +181,7 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
             f"{path} learned another encoding ({differing}); leave out --encoding, or run train_vggish.py with this one."
         )
     dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
-    return ear, network.to(memory_format=torch.channels_last), dataset
+    return ear, network, dataset
 
 
 def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Generator, LeNet]:
@@ -221,7 +221,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
         network = runs.load_network(lambda: VGGish(frames, config["vggish_width"]), networks["vggish"], path)
         generator = runs.load_network(lambda: Generator(config["generator_width"]), networks["generator"], path)
         ear = Ear(encoding, frames, config.get("hop", HOP)).to(device)
-    return ear, network.to(device).eval(), generator.to(device).eval(), dataset
+    layout = {"device": device, "memory_format": torch.channels_last}
+    return ear, network.to(**layout).eval(), generator.to(**layout).eval(), dataset
 
 
 def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0, kind: str = "squared") -> Tensor:
@@ -250,7 +251,7 @@ def imagine(
     """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them."""
     network.eval()
     imagined, distance = [], 0.0
-    for images in digits.images.split(256):
+    for images in digits.images.split(HEARD_TOGETHER):
         heard = ear(images)
         with runs.autocast(images.device):
             imagined.append(generator(network.embed(heard)))

@@ -20,7 +20,7 @@ import data
 import figures
 import runs
 from models.vggish import VGGish
-from vggish import HOP, Ear, Heard, load_audioset_convolutions
+from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_audioset_convolutions
 from voice_translator import Encoding
 
 
@@ -113,7 +113,7 @@ def accuracy(ear: Ear, network: nn.Module, digits: data.Digits, device: torch.de
     """Share of the digits that are told right by their sound."""
     network.eval()
     right: list[Tensor] = []
-    for images, labels in zip(digits.images.split(256), digits.labels.split(256), strict=True):
+    for images, labels in zip(digits.images.split(HEARD_TOGETHER), digits.labels.split(HEARD_TOGETHER), strict=True):
         with runs.autocast(device):
             logits = network(ear(images))
         right.append(logits.argmax(1) == labels)

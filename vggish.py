@@ -30,6 +30,7 @@ LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
 PUBLISHED_FRAMES = 96
 CPU_TOGETHER = 16  # sounds in one go: on the CPU, more leave the cache
+HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache
 BLOCK = 16  # bands whose triangles are multiplied together: they reach over few bins, all 64 over all
 
 
@@ -248,7 +249,7 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
         network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
         ear = Ear(encoding, frames, hop).to(device)
-    return ear, network.to(device).eval()
+    return ear, network.to(device, memory_format=torch.channels_last).eval()
 
 
 def load_audioset_convolutions(network: VGGish, path: Path) -> None:
