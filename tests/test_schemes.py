@@ -225,11 +225,13 @@ def test_a_batch_equals_its_images_and_uint8_equals_floating_point(e: Encoding, 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
 def test_a_large_batch_is_made_in_parts_that_change_nothing(monkeypatch: pytest.MonkeyPatch, stereo: bool) -> None:
-    e = Encoding(**SMALL, window="spline", stereo=stereo)
+    e = Encoding(**SMALL, window="spline", stereo=stereo, smoothing=True, click=True)
     images = torch.from_numpy(greys(e, count=43)) / 255
     translator = VoiceTranslator(e)
     whole = translator(images)
-    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 1)  # eight images, eight, ... and three
+    # One column of eight images, three powers of it; the filter then takes six soundscapes and two.
+    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 8 * 3 * translator.channels * e.samples_per_column)
+    monkeypatch.setattr(voice_translator, "IMAGES_TOGETHER", 8)  # eight images, eight, ... and three
     torch.testing.assert_close(translator(images), whole, rtol=0, atol=1e-6)
     leaf = images.clone().requires_grad_()
     parts = translator(leaf)
