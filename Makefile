@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: install demo evaluate-demo test lint reproduce reproduce-cpu compare pictures
+.PHONY: install demo evaluate-demo test lint bench reproduce reproduce-cpu compare pictures
 
 install: .venv/installed
 
@@ -38,6 +38,11 @@ test: install
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+# How fast: the translator, then each stage, beside other ways to do the same. On the GPU if there is one, else on the CPU.
+bench: install
+	$(PY) -m benchmarks.translator
+	$(PY) -m benchmarks.stages
 
 # The published schedule, then the sound-consistent objective on the same three first stages. For a GPU.
 reproduce: install

@@ -104,14 +104,14 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
             raise UserError(f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device cpu or auto.")
     if device.type == "cuda":
         torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.benchmark = not deterministic  # shapes never change
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: what is rounded is rounded to bfloat16, by autocast
         if deterministic:  # read by cuBLAS at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     join(device)
     torch.set_flush_denormal(True)  # on the CPU, a network whose activations fade to denormals trains ten times slower
-    precision = "bfloat16 where it pays" if autocasts(device) else "float32"
     shared = f", one of {processes()} processes" if processes() > 1 else ""
-    print(f"device: {device_name(device)} ({reason}), {precision}{shared}")
+    print(f"device: {device_name(device)} ({reason}), {precision(device)}{shared}")
     return device
 
 
@@ -121,8 +121,18 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def precision(device: torch.device) -> str:
+    return "bfloat16 where it pays" if autocasts(device) else "float32"
+
+
 def autocasts(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 faster than float32: GPUs from Ampere on, CPUs with AVX-512 BF16 or AMX."""
+    """Whether `device` multiplies bfloat16 faster than float32: GPUs from Ampere on, CPUs with AVX-512 BF16 or AMX. Not if
+    LISTEN_PRECISION=float32 demands otherwise: a matter of the machine, as LISTEN_DATA is, and so in no header."""
+    demanded = os.environ.get("LISTEN_PRECISION", "auto")
+    if demanded not in ("auto", "float32"):
+        raise UserError(f"LISTEN_PRECISION is {demanded}; set it to auto or float32.")
+    if demanded == "float32":
+        return False
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
@@ -414,7 +424,7 @@ class Run:
                 "stage": self.stage,
                 **metrics,
                 "epoch": checkpoint["epoch"],
-                "machine": device_name(self.device),
+                "machine": f"{device_name(self.device)}, {precision(self.device)}",
                 **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
                 "sha256": {**sha256, "checkpoint.pt": file_sha256(path)},
             }

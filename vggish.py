@@ -29,7 +29,7 @@ LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
 PUBLISHED_FRAMES = 96
-CPU_TOGETHER = 16  # sounds in one go: on the CPU, more leave the cache
+CPU_TOGETHER = 8  # sounds in one go: on the CPU, more leave the cache
 HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache
 BLOCK = 16  # bands whose triangles are multiplied together: they reach over few bins, all 64 over all
 
@@ -60,9 +60,10 @@ class LogMel(nn.Module):
             bins = self.mel[:, band : band + BLOCK].any(1).nonzero()
             self.blocks.append((band, int(bins.min()), int(bins.max()) + 1))
 
-    def forward(self, sounds: Tensor) -> Tensor:
-        """`(B, samples)` in [-1, 1] -> `(B, frames, 64)`, natural log; frames = 1 + floor((n - 400) / hop), where n is the
-        number of samples at 16 kHz. float32, or float64 in a module that was moved to it.
+    def forward(self, sounds: Tensor, silence: int = 0) -> Tensor:
+        """`(B, samples)` in [-1, 1], followed by `silence` more samples -> `(B, frames, 64)`, natural log; frames =
+        1 + floor((n - 400) / hop), where n is the number of samples at 16 kHz. float32, or float64 in a module that was
+        moved to it.
 
         Raises:
             ValueError: if `sounds` is no batch, or shorter than one window.
@@ -72,15 +73,16 @@ class LogMel(nn.Module):
                 f"sounds are {sounds.dtype} of the shape {tuple(sounds.shape)}; the front end takes floating point in "
                 "[-1, 1], (B, samples)."
             )
+        together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, len(sounds))
         with torch.autocast(sounds.device.type, enabled=False):
-            sounds = self.resample(sounds.to(self.hann.dtype))
-            if sounds.shape[1] < WINDOW:
-                raise ValueError(f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of {WINDOW}.")
-            sounds = F.pad(sounds, (0, FFT - WINDOW))
-            together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, len(sounds))
-            return torch.cat([self._logmels(part) for part in sounds.split(together)])
+            return torch.cat([self._logmels(part.to(self.hann.dtype), silence) for part in sounds.split(together)])
 
-    def _logmels(self, sounds: Tensor) -> Tensor:
+    def _logmels(self, sounds: Tensor, silence: int) -> Tensor:
+        # Padded twice, and a few sounds at a time: the batch, copied whole, costs as much as its Fourier transforms.
+        sounds = self.resample(F.pad(sounds, (0, silence)))
+        if sounds.shape[1] < WINDOW:
+            raise ValueError(f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of {WINDOW}.")
+        sounds = F.pad(sounds, (0, FFT - WINDOW))
         frames = sounds.unfold(1, FFT, self.hop) * self.hann  # B x frames x 512
         magnitudes = Magnitude.apply(torch.fft.rfft(frames))  # B x frames x 257
         bands = [magnitudes[..., low:high] @ self.mel[low:high, k : k + BLOCK] for k, low, high in self.blocks]
@@ -93,7 +95,8 @@ class Magnitude(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        magnitude = z.real.square().addcmul_(z.imag, z.imag).sqrt_()
+        squares = torch.view_as_real(z).square()
+        magnitude = torch.add(squares[..., 0], squares[..., 1]).sqrt_()
         ctx.save_for_backward(z, magnitude)
         return magnitude
 
@@ -125,7 +128,8 @@ def _mel(hz: Tensor) -> Tensor:
 class Resample(nn.Module):
     """Polyphase resampling by a rational factor, the same as `scipy.signal.resample_poly` (its Kaiser 5.0 window).
 
-    Every one of the `up` phases of the filter is one output channel of a strided convolution.
+    Every one of the `up` phases of the filter is one column of a matrix, by which overlapping blocks are multiplied; by
+    default a GPU computes a convolution in TF32, with 10 bits, but not a matrix product.
     """
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
@@ -140,15 +144,15 @@ class Resample(nn.Module):
         k = np.arange(-self.reach, self.down + self.reach + 1)
         index = half + np.arange(self.up)[:, None] * self.down - k * self.up
         kernel = np.where((index >= 0) & (index < taps.size), taps[index.clip(0, taps.size - 1)], 0.0)
-        self.register_buffer("kernel", torch.from_numpy(kernel).float()[:, None], persistent=False)
+        self.register_buffer("kernel", torch.from_numpy(kernel.T).float().contiguous(), persistent=False)
 
     def forward(self, sounds: Tensor) -> Tensor:
         """`(B, n)` -> `(B, ceil(n * up / down))`."""
         n = sounds.shape[1]
         blocks = math.ceil(n / self.down)
         padded = F.pad(sounds, (self.reach, blocks * self.down - n + self.reach + 1))
-        phases = F.conv1d(padded[:, None], self.kernel.to(sounds.dtype), stride=self.down)[:, :, :blocks]
-        return phases.transpose(1, 2).flatten(1)[:, : math.ceil(n * self.up / self.down)]
+        phases = padded.unfold(1, len(self.kernel), self.down) @ self.kernel.to(sounds.dtype)  # B x blocks x up
+        return phases.flatten(1)[:, : math.ceil(n * self.up / self.down)]
 
 
 def frames_heard_whole(encoding: Encoding, hop: int = HOP) -> int:
@@ -204,7 +208,7 @@ class Ear(nn.Module):
         the mean of the ears is heard, as Google's front end takes the mean of the channels."""
         if soundscapes.dim() == 3:
             soundscapes = soundscapes.mean(1)
-        return self.logmel(F.pad(soundscapes, (0, self.silence)))[:, None, : self.frames]
+        return self.logmel(soundscapes, self.silence)[:, None, : self.frames]
 
 
 class Heard:

@@ -38,8 +38,10 @@ import tyro
 from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor, nn
 
-# Numbers that are made in one go, of 8 images or more: on the CPU more leave the cache, on the GPU fewer cost launches.
-CPU_TOGETHER, GPU_TOGETHER = 2 << 20, 1 << 27
+# Numbers that are made in one go: on the CPU more leave the cache, on the GPU fewer cost launches. They are some columns of
+# as many images, since each pass over the bank of sinusoids then serves all of those.
+CPU_TOGETHER, GPU_TOGETHER = 1 << 19, 1 << 27
+IMAGES_TOGETHER = 64
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
@@ -254,23 +256,29 @@ class VoiceTranslator(nn.Module):
             ValueError: if the shape or the type is another.
         """
         amplitudes = self.amplitudes(images, leak)
-        numbers = self.bank[:, 0].numel() * (3 if self.encoding.window == "spline" else 1)  # of one image, on the way
-        together = max(8, (GPU_TOGETHER if amplitudes.is_cuda else CPU_TOGETHER) // numbers)
-        parts = amplitudes.split(together)
+        numbers = self.channels * self.encoding.samples  # of a soundscape; with the spline's three powers, three times that
+        parts = amplitudes.split(max(IMAGES_TOGETHER, self._together(amplitudes, 3 * numbers)))
         if torch.is_grad_enabled() and amplitudes.requires_grad:
             sounds = torch.cat([_clip(self.sound(part)) for part in parts])
         else:
             sounds = amplitudes.new_empty(len(amplitudes), self.channels, self.encoding.samples)
-            for part, place in zip(parts, sounds.split(together), strict=True):
-                place.copy_(_clip(self.sound(part, place)))  # onto itself, but for float64
+            few = self._together(amplitudes, numbers)
+            for part, place in zip(parts, sounds.split(len(parts[0])), strict=True):
+                self._unsmoothed(part, place)
+                for sound in place.split(few):
+                    sound.copy_(_clip(self._smoothed(sound)))
         return sounds if self.encoding.stereo else sounds[:, 0]
 
-    def sound(self, amplitudes: Tensor, out: Tensor | None = None) -> Tensor:
+    def sound(self, amplitudes: Tensor) -> Tensor:
         """`(B, rows, columns)` amplitudes, top row first -> the soundscapes before they are clipped,
-        `(B, 1 or 2, samples)`; linear in the amplitudes, but for the click. Written into `out` where it is given."""
+        `(B, 1 or 2, samples)`; linear in the amplitudes, but for the click."""
+        sound = amplitudes.new_empty(len(amplitudes), self.channels, self.encoding.samples)
+        return self._smoothed(self._unsmoothed(amplitudes, sound))
+
+    def _unsmoothed(self, amplitudes: Tensor, sound: Tensor) -> Tensor:
+        """The soundscapes before the output filter, written into `sound`."""
         encoding = self.encoding
         used = encoding.columns * encoding.samples_per_column
-        sound = amplitudes.new_empty(len(amplitudes), self.channels, encoding.samples) if out is None else out
         with torch.autocast(amplitudes.device.type, enabled=False):  # bfloat16 would leave 8 bits of the sound
             levels = amplitudes.permute(2, 0, 1).contiguous()  # columns x B x rows
             # Of the spline, 0.5 (1 - q)^2 of the column before + (0.5 + q - q^2) of this + 0.5 q^2 of the one behind, the
@@ -279,20 +287,34 @@ class VoiceTranslator(nn.Module):
             if encoding.window == "spline":
                 before, behind = torch.cat([levels[:1], levels[:-1]]), torch.cat([levels[1:], levels[-1:]])
                 polynomial = torch.cat([(before + levels) / 2, levels - before, (before + behind) / 2 - levels], 1)
-            products = self._windowed(torch.bmm(polynomial, self.bank), encoding.samples_per_column)
-            sound[..., :used].unflatten(2, (encoding.columns, -1)).copy_(products.permute(1, 2, 0, 3))
+            places = sound[..., :used].unflatten(2, (encoding.columns, -1)).permute(2, 0, 1, 3)
+            some = self._together(polynomial, polynomial.shape[1] * self.bank.shape[2])
+            if polynomial.requires_grad:  # on the way back, each write into a part would copy the whole
+                some = encoding.columns
+            for k in range(0, encoding.columns, some):
+                products = torch.bmm(polynomial[k : k + some], self.bank[k : k + some])
+                places[k : k + some].copy_(self._windowed(products, encoding.samples_per_column))
             if self.tail.shape[1]:  # the last column goes on; its window begins again, as in hificode
                 sound[..., used:].copy_(self._windowed((polynomial[-1] @ self.tail)[None], encoding.samples - used)[0])
             if encoding.click:
                 sound[:, 0, : len(self.click)] = self.click
-            del products
-            if not encoding.smoothing:
-                return sound
-            # A matrix product of overlapping blocks; a convolution of a single channel is a hundred times as slow.
-            reach, block = self.smoother.shape
-            padded = F.pad(sound.flatten(0, 1), (reach - block, -encoding.samples % block))
-            smooth = (padded.unfold(1, reach, block) @ self.smoother).flatten(1)[:, : encoding.samples].view_as(sound)
-            return smooth if out is None else out.copy_(smooth)
+        return sound
+
+    def _smoothed(self, sound: Tensor) -> Tensor:
+        """Behind the output filter, where the encoding has it."""
+        if not self.encoding.smoothing:
+            return sound
+        # A matrix product of overlapping blocks; a convolution of a single channel is several times as slow.
+        reach, block = self.smoother.shape
+        with torch.autocast(sound.device.type, enabled=False):
+            padded = F.pad(sound.flatten(0, 1), (reach - block, -self.encoding.samples % block))
+            smooth = padded.unfold(1, reach, block) @ self.smoother
+            return smooth.flatten(1)[:, : self.encoding.samples].view_as(sound)
+
+    @staticmethod
+    def _together(like: Tensor, numbers: int) -> int:
+        """How many things of so many numbers each are made in one go."""
+        return max(1, (GPU_TOGETHER if like.is_cuda else CPU_TOGETHER) // max(1, numbers))  # of an empty batch, none
 
     def _windowed(self, products: Tensor, length: int) -> Tensor:
         """Each column's products with the bank, `(columns, powers * B, channels * length)` -> its sound, `(columns, B,
@@ -386,7 +408,7 @@ def _smoother(encoding: Encoding, precision: float) -> Tensor:
     n = torch.arange(100_000, dtype=torch.float64)
     response = (1 - pole) ** 2 * (n + 1) * pole**n
     taps = int((response > precision / 8).nonzero().max()) + 1
-    block = max(32, taps)
+    block = max(16, taps)
     delay = torch.arange(block) + taps - 1 - torch.arange(taps - 1 + block)[:, None]
     return torch.where((delay >= 0) & (delay < taps), response[delay.clamp(0, taps - 1)], 0)
 

@@ -19,10 +19,10 @@ CHAIN = {  # script -> its flags, in the order of the stages
 }
 
 
-def script(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run a stage as a user does."""
+def script(name: str, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a stage as a user does; `launcher` stands between Python and the script."""
     environment = {**os.environ, "LISTEN_DATA": "/nonexistent", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / name), *flags]
+    command = [sys.executable, *launcher, str(ROOT / name), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
 

@@ -1,6 +1,7 @@
 """The real vOICe and all schemes beside it: against a true output of Meijer's program, and against the formulas written out
 one sample at a time, with the recursion of the output filter as it was published; then the way back from sound to image."""
 
+import dataclasses
 import doctest
 import math
 from pathlib import Path
@@ -223,13 +224,56 @@ def test_a_batch_equals_its_images_and_uint8_equals_floating_point(e: Encoding, 
     torch.testing.assert_close(translator(images / 255), together, rtol=0, atol=1e-5)
 
 
+def dots(e: Encoding, places: list[tuple[int, int]]) -> torch.Tensor:
+    """What each ear hears of single dots, without the click: `(dots, channels, samples)`. Places are (row, column)."""
+    images = torch.zeros(1 + len(places), e.rows, e.columns, dtype=torch.uint8)
+    for image, place in zip(images[1:], places, strict=True):
+        image[place] = 255
+    sound = VoiceTranslator(e)(255 - images if e.negative else images).view(len(images), -1, e.samples)
+    return sound[1:] - sound[:1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(e=schemes)
+def test_black_is_silent_in_every_scheme(e: Encoding) -> None:
+    black = torch.full((1, e.rows, e.columns), 255 if e.negative else 0, dtype=torch.uint8)
+    sound = VoiceTranslator(e)(black).view(-1, e.samples)
+    ringing = 100 if e.smoothing else 0
+    assert (sound[:, len(e.click_samples()) + ringing :].abs() < 1e-9).all()
+    assert e.click or sound.count_nonzero() == 0
+    assert not e.stereo or sound[1].count_nonzero() == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(e=schemes, row=st.integers(0, 5))
+def test_right_is_later_in_every_scheme(e: Encoding, row: int) -> None:
+    power = dots(e, [(row % e.rows, column) for column in range(e.columns)])[:, 0].double().square()
+    middle = (power * torch.arange(e.samples)).sum(1) / power.sum(1)  # in time
+    assert (middle.diff() > 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(e=schemes)
+def test_higher_is_higher_in_every_scheme(e: Encoding) -> None:
+    """Each row has its pitch, from the bottom row up; and these rise, but for the schemes that say otherwise."""
+    e = dataclasses.replace(e, seconds=0.3, columns=2)  # long enough to tell pitches apart
+    sound = dots(e, [(row, 0) for row in range(e.rows)])[:, 0]  # the left ear hears without delay
+    spectrum = torch.fft.rfft(sound * torch.hann_window(e.samples), 1 << 15).abs()
+    heard = spectrum.argmax(1).flip(0) * e.sample_rate / (1 << 15)
+    np.testing.assert_allclose(heard, e.frequencies(), rtol=0.005, atol=10)
+    if e.pitch_position != "middle":
+        assert (heard.diff() > 0).all() if e.pitch_position == "top" else (heard.diff() < 0).all()
+
+
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
 def test_a_large_batch_is_made_in_parts_that_change_nothing(monkeypatch: pytest.MonkeyPatch, stereo: bool) -> None:
-    e = Encoding(**SMALL, window="spline", stereo=stereo)
+    e = Encoding(**SMALL, window="spline", stereo=stereo, smoothing=True, click=True)
     images = torch.from_numpy(greys(e, count=43)) / 255
     translator = VoiceTranslator(e)
     whole = translator(images)
-    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 1)  # eight images, eight, ... and three
+    # One column of eight images, three powers of it; the filter then takes six soundscapes and two.
+    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 8 * 3 * translator.channels * e.samples_per_column)
+    monkeypatch.setattr(voice_translator, "IMAGES_TOGETHER", 8)  # eight images, eight, ... and three
     torch.testing.assert_close(translator(images), whole, rtol=0, atol=1e-6)
     leaf = images.clone().requires_grad_()
     parts = translator(leaf)
@@ -330,6 +374,16 @@ def test_compiles_as_one_graph_and_autocast_leaves_the_sound_alone() -> None:
     torch.testing.assert_close(compiled(images), expected, rtol=0, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert translator(images).equal(expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees")
+@settings(max_examples=20, deadline=None)
+@given(e=schemes, seed=st.integers(0, 1000))
+def test_every_scheme_sounds_the_same_on_the_gpu(e: Encoding, seed: int) -> None:
+    images, translator = torch.from_numpy(greys(e, seed, 3)), VoiceTranslator(e)
+    expected = translator(images)
+    torch.testing.assert_close(translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -370,6 +370,49 @@ def test_another_encoding_than_stage_one_learned_is_refused(results: Path) -> No
         train_all.main(config(*STAGES[3], results, encoding=Encoding(curve="linear")))
 
 
+def test_two_processes_of_torchrun_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classifier, at the same batch; without dropout, whose noise is another in each process."""
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    (tmp_path / "without_dropout.py").write_text(
+        "import runpy, sys, torch\n"
+        "torch.nn.Dropout.forward = torch.nn.Dropout2d.forward = lambda self, x: x\n"
+        "sys.path[0] = '.'\n"
+        "sys.argv.pop(0)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "without_dropout.py"))
+    flags = ("--learning-rate", "0.1", "--results", str(tmp_path / "two"))
+    done = script("mnist_classify_train.py", *CHAIN["mnist_classify_train.py"], *flags, launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("device: ") == 1  # one of them speaks
+
+    for kind in (torch.nn.Dropout, torch.nn.Dropout2d):
+        monkeypatch.setattr(kind, "forward", lambda self, x: x)
+    settings = {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1, **SMALL}
+    mnist_classify_train.main(mnist_classify_train.Config(learning_rate=0.1, results=tmp_path / "one", **settings))
+    one, two = (
+        runs.load_checkpoint(tmp_path / results / "mnist_classify_train" / "checkpoint.pt", "mnist_classify_train")
+        for results in ("one", "two")
+    )
+    for name, weights in one["networks"]["classifier"].items():
+        torch.testing.assert_close(two["networks"]["classifier"][name], weights, rtol=0, atol=1e-5)
+    log = tmp_path / "two" / "mnist_classify_train" / "log.jsonl"
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_float32_is_used_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert runs.autocasts(cpu)
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    assert not runs.autocasts(cpu)
+    with runs.autocast(cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setenv("LISTEN_PRECISION", "half")
+    with pytest.raises(runs.UserError, match="LISTEN_PRECISION is half; set it to auto or float32"):
+        runs.autocasts(cpu)
+
+
 def test_a_mistake_at_the_command_line_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     assert "run train_vggish.py" in refused("train_all.py", "--results", str(tmp_path / "empty"), "--device", "cpu")
     impossible = script("train_vggish.py", "--encoding.highest-hz", "9000", "--dataset", "handwritten")

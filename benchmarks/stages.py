@@ -1,0 +1,359 @@
+"""How fast the stages train, as ratios measured side by side in one run.
+
+    python -m benchmarks.stages                # on the GPU if there is one, else on the CPU; minutes
+    python -m benchmarks.stages --device cpu --threads 1
+
+Each row is one step of a stage, with the published networks and batches, on images of noise: it needs no data. Three take
+turns, so that whatever else the machine does disturbs all of them; the median counts, and the spread is shown:
+
+    ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
+    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast
+    published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
+
+The floor is the least time that a step could take here: its operations over the measured matrix rate, or the bytes that it
+cannot help moving over the measured bandwidth, whichever is longer.
+"""
+
+import contextlib
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.signal import resample_poly
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import data
+import runs
+from benchmarks.translator import numpy_soundscape
+from emnist_dcgan import gan_loss
+from mnist_classify_train import random_affine
+from models.discriminator import Discriminator
+from models.generator import Generator
+from models.judge import Judge
+from models.lenet import LeNet
+from models.vggish import VGGish
+from vggish import FFT, HOP, WINDOW, Ear, Heard, mel_filters
+from voice_translator import Encoding
+
+PUBLISHED_IMAGES = 60_000  # an epoch
+PUBLISHED = Encoding(sample_rate=22050)
+FRAMES = 96  # that the published network hears
+WAYS = ("ours", "plain", "published")
+MEL = mel_filters().numpy()
+Step = Callable[[Tensor, Tensor], None]  # inputs, labels
+
+
+@dataclass(frozen=True)
+class Config:
+    rounds: int = 3  # in each of which every stage is timed once in each of the three ways
+    width: int = 64  # of VGGish, generator and discriminator. Published: 64
+    batch: int | None = None  # None: as published, 128, and 64 of the GAN
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int | None = None  # of the CPU; None: as many as PyTorch takes
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    build: Callable[[bool, int], tuple[Step, list[torch.optim.Optimizer]]]  # ours?, frames -> its step, and its optimisers
+    batch: int
+    epochs: int  # published; 0: not published
+    hears: bool  # or sees
+
+
+# -- the published design: one image at a time ------------------------------------------------------------------------
+
+
+def published_hearing(image: np.ndarray) -> np.ndarray:
+    """`(28, 28)` uint8 -> `(1, 96, 64)` float32: its soundscape and the front end of VGGish, resampled, in NumPy."""
+    sound = resample_poly(numpy_soundscape(image, PUBLISHED), 320, 441)
+    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW)[::HOP][:FRAMES]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+    spectrum = np.abs(np.fft.rfft(frames * window, FFT))
+    return np.log(spectrum @ MEL + 0.01)[None].astype(np.float32)
+
+
+def published_seeing(image: np.ndarray) -> np.ndarray:
+    """`(28, 28)` uint8 -> `(1, 64, 64)` float32 in [-1, 1], by Pillow."""
+    enlarged = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
+    return np.asarray(enlarged, dtype=np.float32)[None] / 127.5 - 1
+
+
+def load(images: np.ndarray, hears: bool, device: torch.device) -> Tensor:
+    """A batch, image by image."""
+    one = published_hearing if hears else published_seeing
+    return torch.stack([torch.from_numpy(one(image)) for image in images]).to(device)
+
+
+# -- a step of each stage, ours or plain ------------------------------------------------------------------------------
+
+
+def stages(config: Config, device: torch.device) -> list[Stage]:
+    """What is timed. Ours casts, and lays channels last; plain does neither."""
+
+    def laid(network: nn.Module, ours: bool) -> nn.Module:
+        return network.to(device, memory_format=torch.channels_last if ours else torch.contiguous_format)
+
+    def cast(ours: bool) -> contextlib.AbstractContextManager:
+        return runs.autocast(device) if ours else contextlib.nullcontext()
+
+    def embed(network: VGGish, heard: Tensor, ours: bool) -> Tensor:
+        if ours:
+            return network.embed(heard)
+        return network.embedding(network.features(heard).permute(0, 2, 3, 1).flatten(1))  # channels first
+
+    def adam(*networks: nn.Module, ours: bool) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for network in networks for p in network.parameters()], 1e-4, fused=ours)
+
+    def hear(ours: bool, frames: int) -> tuple[Step, list]:
+        network = laid(VGGish(frames, config.width), ours)
+        optimiser = adam(network, ours=ours)
+
+        def step(heard: Tensor, labels: Tensor) -> None:
+            with cast(ours):
+                logits = network.classifier(embed(network, heard, ours)).float()
+            runs.step(F.cross_entropy(logits, labels), optimiser)
+
+        return step, [optimiser]
+
+    def read(network: nn.Module, turn: float, ours: bool) -> tuple[Step, list]:
+        laid(network, ours)
+        optimiser = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
+
+        def step(seen: Tensor, labels: Tensor) -> None:
+            seen = random_affine(seen, turn) if turn else seen
+            with cast(ours):
+                logits = network(seen)
+            runs.step(F.cross_entropy(logits, labels), optimiser)
+
+        return step, [optimiser]
+
+    def remember(ours: bool, _: int) -> tuple[Step, list]:
+        generator, discriminator = laid(Generator(config.width), ours), laid(Discriminator(config.width), ours)
+        g_optimiser, d_optimiser = adam(generator, ours=ours), adam(discriminator, ours=ours)
+
+        def step(real: Tensor, labels: Tensor) -> None:
+            z = torch.randn(len(real), generator.noise_size, device=device)
+            with cast(ours):
+                imagined = generator(z)
+                real_logits, fake_logits = discriminator(real), discriminator(imagined.detach())
+            runs.step(gan_loss(real_logits, 1.0) + gan_loss(fake_logits, 0.0), d_optimiser)
+            discriminator.requires_grad_(not ours)  # a plain loop computes gradients that nobody needs
+            with cast(ours):
+                fake_logits = discriminator(imagined)
+            runs.step(gan_loss(fake_logits, 1.0), g_optimiser)
+            discriminator.requires_grad_(True)
+
+        return step, [g_optimiser, d_optimiser]
+
+    def imagine(joint: bool, ours: bool, frames: int) -> tuple[Step, list]:
+        network, generator = laid(VGGish(frames, config.width), ours), laid(Generator(config.width), ours)
+        classifier = laid(LeNet(), ours).requires_grad_(False).eval()
+        generator.requires_grad_(joint).eval()
+        optimiser = adam(network, generator, ours=ours) if joint else adam(network, ours=ours)
+
+        def step(heard: Tensor, labels: Tensor) -> None:
+            with cast(ours):
+                logits = classifier(generator(embed(network, heard, ours)))
+            runs.step(F.cross_entropy(logits, labels), optimiser)
+
+        return step, [optimiser]
+
+    large, small = config.batch or 128, config.batch or 64
+    return [
+        Stage("one: hear", hear, large, 5, hears=True),
+        Stage("two: classifier", lambda ours, _: read(LeNet(), 0.0, ours), large, 50, hears=False),
+        Stage("two: judge", lambda ours, _: read(Judge(), 10.0, ours), large, 0, hears=False),
+        Stage("two: GAN", remember, small, 50, hears=False),
+        Stage("three: audio network", partial(imagine, False), large, 3, hears=True),
+        Stage("three: with generator", partial(imagine, True), large, 1, hears=True),
+    ]
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
+    """Of one call, from as many as fill `at_least` seconds."""
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < at_least or not calls:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def peak_mebibytes(work: Callable[[], object], device: torch.device) -> float:
+    """What `work` takes at its peak beside what was there before: of the GPU, or of this process by Linux's mark."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
+    work()
+    return resident("VmHWM") - before
+
+
+def operations_and_bytes(step: Callable[[], None], optimisers: list[torch.optim.Optimizer]) -> tuple[float, float]:
+    """Of one step: its operations in matrix products and convolutions; and the bytes that it cannot help moving. What the
+    way back needs is written once and read once; a parameter, its gradient and the optimiser's state are read, and written
+    but for the gradient."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    learned = [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
+    state = [v for o in optimisers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
+    moved = 3 * sum(p.numel() for p in learned) + 2 * sum(v.numel() for v in state)
+    return counter.get_total_flops(), 2 * sum(saved.values()) + 4 * moved
+
+
+def machine_rates(device: torch.device) -> tuple[float, float]:
+    """Operations a second of a matrix product, in the precision that ours takes; bytes a second of a copy."""
+    dtype, size = (torch.bfloat16 if runs.autocasts(device) else torch.float32), (8192 if device.type == "cuda" else 2048)
+    square = torch.rand(size, size, device=device, dtype=dtype)
+    long = torch.rand(size * size * 8, device=device)
+    there = long.clone()
+    torch.mm(square, square)  # the first call pays for allocations
+    rate = 2 * size**3 / seconds_of(lambda: torch.mm(square, square), device)
+    return rate, 8 * long.numel() / seconds_of(lambda: there.copy_(long), device)
+
+
+def main(config: Config) -> dict[str, dict[str, list[float]]]:
+    """Print the tables; returns the images a second of every stage in each of the three ways, one a round."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = runs.choose_device(config.device)
+    torch.manual_seed(0)
+    ear = Ear(Encoding()).to(device)
+    rows = stages(config, device)
+    most = max(row.batch for row in rows)
+    images = torch.randint(0, 256, (most, 28, 28), dtype=torch.uint8)
+    arrays, on_device = images.numpy(), images.to(device)
+    labels = torch.arange(most, device=device) % 10
+    kept = Heard(ear, on_device, 2 * most, gigabytes=1)  # asked for twice, so kept
+    index = torch.randperm(most, device=device)
+
+    def inputs(way: str, row: Stage) -> Tensor:
+        few = index[: row.batch]
+        if way == "published":
+            return load(arrays[: row.batch], row.hears, device)
+        if not row.hears:
+            return data.as_seen(on_device[few])
+        if way == "ours":
+            return kept[few]
+        with torch.no_grad():
+            return ear(on_device[few])
+
+    frames = {"ours": ear.frames, "plain": ear.frames, "published": FRAMES}
+    steps: dict[tuple[str, str], Callable[[], None]] = {}
+    loads: dict[tuple[str, str], Callable[[], Tensor]] = {}
+    floors, peaks = {}, {}
+    for row in rows:
+        for way in WAYS:
+
+            def first(row: Stage = row, way: str = way) -> tuple[Callable[[], None], list]:
+                step, optimisers = row.build(way == "ours", frames[way])
+                given = inputs(way, row)
+                work = partial(step, given, labels[: row.batch])
+                work()  # the first call pays for allocations
+                return work, optimisers
+
+            holder: list = []
+            peak = peak_mebibytes(lambda first=first, holder=holder: holder.append(first()), device)
+            (work, optimisers), peaks[row.name, way] = holder[0], peak
+            steps[row.name, way], loads[row.name, way] = work, partial(inputs, way, row)
+            if way == "ours":
+                floors[row.name] = operations_and_bytes(work, optimisers)
+
+    hearing: list[float] = []  # seconds an image, made in batches
+    machine: list[tuple[float, float]] = []
+    loading: dict[tuple[str, str], list[float]] = {key: [] for key in steps}  # seconds an image
+    stepping: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    for _ in runs.progress(range(config.rounds), "rounds"):
+        machine.append(machine_rates(device))
+        with torch.no_grad():
+            hearing.append(seconds_of(lambda: ear(on_device), device) / most)
+        for row in rows:
+            for way in WAYS:
+                key = row.name, way
+                loading[key].append(seconds_of(loads[key], device) / row.batch)
+                stepping[key].append(seconds_of(steps[key], device) / row.batch)
+
+    heard_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))
+    print(f"{runs.device_name(device)}, torch {torch.__version__}, {runs.precision(device)}, width {config.width}")
+    rate, bandwidth = (statistics.median(values) for values in zip(*machine, strict=True))
+    print(f"matrix products {rate / 1e9:,.0f} GFLOP/s, copies {bandwidth / 1e9:,.1f} GB/s")
+    print(f"hearing, image to log-mel: {1 / statistics.median(hearing):,.0f} images/s {spread([1 / s for s in hearing])}")
+    print(
+        "| stage | images/s: ours (spread) | plain float32 | published design | times plain | times published "
+        "| hearing: ours | plain | published | of the floor | MiB: ours | plain |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    rates: dict[str, dict[str, list[float]]] = {}
+    total = dict.fromkeys(WAYS, 0.0)
+    for row in rows:
+        once = 0.0
+        if row.hears:  # ours are made once a run, of all its epochs
+            once = statistics.median(hearing) / (heard_epochs if row.name.startswith("three") else row.epochs)
+        a_image = {
+            way: [
+                t + s + (once if way == "ours" else 0)
+                for t, s in zip(loading[row.name, way], stepping[row.name, way], strict=True)
+            ]
+            for way in WAYS
+        }
+        middle = {way: statistics.median(a_image[way]) for way in WAYS}
+        rates[row.name] = {way: [1 / s for s in a_image[way]] for way in WAYS}
+        share = {
+            way: (statistics.median(loading[row.name, way]) + (once if way == "ours" else 0)) / middle[way] for way in WAYS
+        }
+        shares = " | ".join(f"{share[way]:.1%}" if row.hears else "" for way in WAYS)
+        flops, moved = floors[row.name]
+        floor = max(flops / rate, moved / bandwidth) / row.batch
+        bound = "operations" if flops / rate > moved / bandwidth else "bytes"
+        print(
+            f"| {row.name} | {1 / middle['ours']:,.0f} {spread(rates[row.name]['ours'])} | {1 / middle['plain']:,.0f} "
+            f"| {1 / middle['published']:,.0f} | {middle['plain'] / middle['ours']:.2f} "
+            f"| {middle['published'] / middle['ours']:.2f} | {shares} | {floor / middle['ours']:.0%} of {1 / floor:,.0f} "
+            f"({bound}) | {peaks[row.name, 'ours']:,.0f} | {peaks[row.name, 'plain']:,.0f} |"
+        )
+        for way in WAYS:
+            total[way] += PUBLISHED_IMAGES * row.epochs * middle[way]
+    print(
+        "extrapolated from these rates, not run: the published schedule "
+        f"(5 + 50 + 50 + 4 epochs of {PUBLISHED_IMAGES:,}) takes "
+        + ", ".join(f"{way} {total[way] / 3600:,.2f} h" for way in WAYS)
+    )
+    return rates
+
+
+def spread(values: list[float]) -> str:
+    return f"({min(values):,.0f} to {max(values):,.0f})"
+
+
+def resident(name: str) -> float:
+    """MiB of this process: VmRSS, what it takes; VmHWM, the most that it took."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    runs.command_line(Config, main, __doc__)

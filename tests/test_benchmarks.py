@@ -1,0 +1,57 @@
+"""What the benchmark of the stages rests on: the published design's loader hears what ours hears, and the floors are counted
+right. Its times are asserted nowhere."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import data
+from benchmarks import stages
+from vggish import Ear
+
+
+def test_the_published_loader_hears_and_sees_what_ours_does() -> None:
+    images = data.load_heard("handwritten", "train", "", "cpu").images[:4]
+    heard = stages.load(images.numpy(), True, torch.device("cpu"))
+    torch.testing.assert_close(heard, Ear(stages.PUBLISHED, stages.FRAMES)(images), rtol=0, atol=1e-3)
+    seen = stages.load(images.numpy(), False, torch.device("cpu"))
+    torch.testing.assert_close(seen, data.as_seen(images), rtol=0, atol=0.01)  # Pillow rounds to a grey level
+
+
+def test_operations_and_bytes_of_a_linear_layer() -> None:
+    layer, batch = nn.Linear(10, 20, bias=False), torch.rand(4, 10)
+    optimiser = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        layer(batch).sum().backward()
+        optimiser.step()
+
+    operations, moved = stages.operations_and_bytes(step, [optimiser])
+    assert operations == 2 * (2 * 4 * 10 * 20)  # forward, and the gradient of the weights
+    # The batch is written and read; weights, gradients and momentum are read, weights and momentum also written.
+    assert moved == 4 * (2 * batch.numel() + 5 * layer.weight.numel())
+
+
+def test_the_benchmark_runs_and_rates_every_stage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.seconds_of, "__defaults__", (0.0,))
+    monkeypatch.setattr(stages, "machine_rates", lambda device: (1e9, 1e9))
+    rates = stages.main(stages.Config(rounds=2, width=2, batch=4, device="cpu"))
+    assert len(rates) == 6
+    assert all(list(ways) == ["ours", "plain", "published"] for ways in rates.values())
+    assert all(
+        len(rate) == 2 and min(rate) > 0 and math.isfinite(max(rate)) for ways in rates.values() for rate in ways.values()
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == 7  # a head, and six stages
+    hours = float(printed.split("published ")[-1].split()[0].replace(",", ""))
+    seconds = {name: 60_000 * epochs * np.median(1 / np.array(rates[name]["published"])) for name, epochs in EPOCHS.items()}
+    assert hours == pytest.approx(sum(seconds.values()) / 3600, abs=0.006)
+
+
+EPOCHS = {"one: hear": 5, "two: classifier": 50, "two: GAN": 50, "three: audio network": 3, "three: with generator": 1}
