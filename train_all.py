@@ -174,8 +174,8 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
     return ear, network.to(memory_format=torch.channels_last), dataset
 
 
-def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Generator, LeNet]:
-    """What stage two learned: the generator, and the classifier, which is frozen."""
+def load_memory(config: Config, dataset: str | None, device: torch.device) -> tuple[Generator, LeNet]:
+    """What stage two learned: the generator, and the classifier, which is frozen and reads `dataset`, if one is named."""
     path = config.results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
     with runs.whole(path, "run emnist_dcgan.py"):
@@ -186,7 +186,7 @@ def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Gen
     checkpoint = runs.load_checkpoint(path, "mnist_classify_train")
     classifier = LeNet()
     with runs.whole(path, "run mnist_classify_train.py"):
-        if checkpoint["config"]["dataset"] != dataset:
+        if dataset and checkpoint["config"]["dataset"] != dataset:
             raise runs.UserError(
                 f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
                 f"run mnist_classify_train.py --dataset {dataset}."
