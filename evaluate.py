@@ -409,8 +409,8 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 
 # -- is a results folder what it claims to be? -------------------------------------------------------------------------
 
-# Of a number that is measured again: absolute of a fraction, relative of a larger one. On the machine that trained, it is the
-# same; another rounds sums otherwise, and may take bfloat16 for float32.
+# Of a number that is measured again: absolute of a fraction, relative of a larger one. On the machine that trained, it is
+# the same; another rounds sums otherwise, and may take bfloat16 for float32.
 TOLERANCE = 0.005
 
 

@@ -60,9 +60,10 @@ def load(residual_results: Path, settings: Settings, device: torch.device) -> di
         "transformer": _kept_or_trained("transformer", train_transformer, settings, device),
         "kernel": _kept_or_trained("kernel", train_kernel, settings, device),
     }
+    centres = kept["kernel"].get("centres")
     others = {
         "transformer": Transformer(),
-        "kernel": KernelClassifier(len(kept["kernel"].get("centres", ())), settings.gamma),
+        "kernel": KernelClassifier(len(centres) if isinstance(centres, Tensor) and centres.dim() else 1, settings.gamma),
     }
     for name, judge in others.items():
         runs.load_weights(judge, kept[name], settings.results / name / "checkpoint.pt")

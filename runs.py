@@ -765,9 +765,14 @@ def load_network(build: Callable[[], nn.Module], state: dict[str, Tensor], path:
 
     Raises:
         UserError: if they do not fit, with the first reason.
+        ValueError: if there is no such network.
     """
-    with torch.device("meta"):  # no memory is taken
-        _refuse_misfits(build(), state, path)
+    try:
+        with torch.device("meta"):  # no memory is taken
+            sketch = build()
+    except RuntimeError as error:
+        raise ValueError(f"no such network: {error}") from error
+    _refuse_misfits(sketch, state, path)
     network = build()
     load_weights(network, state, path)
     return network

@@ -44,6 +44,8 @@ HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
+LARGEST = 2**28  # rows times samples: 1 GB in float32. hificode's are 3 million
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -110,6 +112,11 @@ class Encoding:
             raise ValueError(
                 f"encoding: {self.seconds} s at {self.sample_rate} Hz do not give each of {self.columns} columns a sample; "
                 "change seconds, or raise sample_rate."
+            )
+        if self.rows * self.samples > LARGEST:
+            raise ValueError(
+                f"encoding: {self.rows} rows of {self.samples} samples take too much memory; lower rows, seconds or "
+                "sample_rate."
             )
 
     @classmethod
