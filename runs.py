@@ -296,6 +296,8 @@ class Run:
         if config.resume and complete(self.folder):
             self.done = read_metrics(self.folder)
             self._refuse_changes("metrics.json", self.done)
+            if rank() == 0:  # killed just before this was done
+                (self.folder / "last.pt").unlink(missing_ok=True)
             release(self.folder)
             print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
         elif config.resume and (self.folder / "last.pt").exists():
@@ -720,7 +722,7 @@ def _plain_only(value: Any, left: dict[str, int], depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain_only(item, left, depth + 1) for item in value)
     if not (value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)):
-        raise ValueError(f"it holds a {type(value).__name__}")
+        raise ValueError(f"it holds what no checkpoint does ({type(value).__name__})")
     return value
 
 

@@ -28,7 +28,7 @@ from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
 from vggish import Ear, Heard, load_embedder
-from voice_translator import Encoding
+from voice_translator import Encoding, shrunk
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def inaudible_detail(ear: Ear, imagined: Tensor) -> Tensor:
     """Mean squared difference of the images, `(B, 1, 64, 64)` in [-1, 1], to themselves at the encoding's resolution, which
     is all that the translator hears. Squared, so that a texture weighs more than an edge, which would fade to grey."""
     size = (ear.encoding.rows, ear.encoding.columns)
-    coarse = F.interpolate(imagined, size, mode="bilinear", antialias=True)
+    coarse = shrunk(imagined, size)
     return F.mse_loss(F.interpolate(coarse, imagined.shape[2:], mode="bilinear"), imagined)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CHAIN, ROOT, script
 from PIL import Image
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ import mnist_classify_train
 import runs
 import train_all
 import train_vggish
+import voice_translator
 
 THOROUGH = int(os.environ.get("LISTEN_THOROUGH", 1))
 SAVERS = {name: getattr(figures, name) for name in ("save_grid", "save_curves", "save_soundscapes")}
@@ -261,7 +263,7 @@ def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed
     draw = random.Random(0)
     for attempt in range(4 * THOROUGH):
         config = Settings(tmp_path / f"{attempt}", resume=True)  # a loop with --resume from the start
-        while in_a_child(killed_before_write(draw.randint(1, 25), lambda config=config: small_stage(config))) == -9:
+        while in_a_child(killed_before_write(draw.randint(1, 60), lambda config=config: small_stage(config))) == -9:
             check_whole(config.results)
         assert_same_run(config.results / "small", tmp_path / "undisturbed" / "small")
         assert [path.name for path in config.results.iterdir()] == ["small"]
@@ -325,6 +327,15 @@ def test_the_same_header_gives_the_same_and_pictures_change_nothing(
     assert_same_run(results / stage.__name__, chain / stage.__name__)
     if stage is mnist_classify_train:
         assert_same_run(results / "judge", chain / "judge")
+
+
+def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same() -> None:
+    images = torch.rand(2, 1, 64, 48, dtype=torch.float64, requires_grad=True)
+    one = F.interpolate(images, (28, 31), mode="bilinear", antialias=True)
+    other = voice_translator._shrunk_by_products(images, (28, 31))
+    torch.testing.assert_close(other, one)
+    gradients = [torch.autograd.grad(shrunk.square().sum(), images)[0] for shrunk in (one, other)]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.gpu
