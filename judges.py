@@ -117,7 +117,7 @@ def train_kernel(settings: Settings, device: torch.device) -> None:
         data.load_heard(settings.dataset, part, settings.data_root, device) for part in ("train", "validation", "test")
     )
     judge = KernelClassifier(min(settings.centres, len(train.labels)), settings.gamma).to(device)
-    run = runs.Run("kernel", settings, device)
+    run = runs.Run("kernel", settings, device, sha256=data.sha256(train=train, validation=validation))
     run.restore(judge=judge)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(settings.seed))
     chosen = order[: len(judge.centres)].to(device)

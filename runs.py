@@ -338,7 +338,7 @@ class Run:
                 part.load_state_dict(last["state"][name])
                 if isinstance(part, torch.optim.Optimizer) and not _fits(part):
                     raise ValueError(f"the state of {name} does not fit")
-            self.history, self.best = list(last["history"]), last["best"]
+            self.history, self.best = list(last["history"]), last.get("best")
             if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
                 raise ValueError("its epochs do not follow one another")
         if self.best == last["epoch"]:  # the process may have ended before this was written
@@ -384,6 +384,7 @@ class Run:
         write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
         if draw and rank() == 0:
             draw(self.folder)
+            self._refuse_vanished()
         self.best = record["epoch"] if best else self.best
         state = {name: part.state_dict() for name, part in self._state.items()}
         last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best}
@@ -541,7 +542,13 @@ def checkpoint_sha256(results: Path, *names: str) -> dict[str, str]:
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    write(path, lambda beside: torch.save(checkpoint, beside))
+    def writer(beside: Path) -> None:
+        try:
+            torch.save(checkpoint, beside)
+        except RuntimeError as error:  # as which a full disk arrives, in several wordings
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+    write(path, writer)
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -577,9 +584,7 @@ def _sync(path: Path | str) -> None:
 def _said(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower() and "file" not in str(error).lower():
-            raise
+    except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}); free or unlock the folder, or give another with --results."
         ) from error

@@ -138,6 +138,24 @@ def test_stage_two_resumes_between_the_classifier_and_the_judge(
     assert_equal_weights(tmp_path / "judge" / "checkpoint.pt", chain / "judge" / "checkpoint.pt")
 
 
+def test_stage_two_resumes_where_the_judge_of_another_run_lies(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, results, seed=1)
+    end_epoch = runs.Run.end_epoch
+
+    def stopped(run: runs.Run, *rest: object, **named: object) -> None:
+        end_epoch(run, *rest, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        mnist_classify_train.main(settings)
+    assert runs.read_metrics(results / "judge")["seed"] == 1000
+    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
+    mnist_classify_train.main(dataclasses.replace(settings, resume=True))
+    assert [runs.read_metrics(results / name)["seed"] for name in ("mnist_classify_train", "judge")] == [1, 1001]
+    assert runs.read_metrics(results / "judge.before")["seed"] == 1000
+
+
 def test_another_seed_gives_other_weights(results: Path) -> None:
     train_vggish.main(config(*STAGES[0], results, epochs=1))
     train_vggish.main(config(*STAGES[0], results, epochs=1, seed=1))
