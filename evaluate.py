@@ -3,6 +3,7 @@
     python evaluate.py                                # rates results/train_all
     python evaluate.py --name train_all_published     # or another run of stage three
     python evaluate.py --compare seed0/results seed1/results seed2/results    # several ratings, mean and spread over seeds
+    python evaluate.py --verify                       # is results/ what it claims to be?
 
 Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set and
 writes `results/evaluation/` (for another `--name`: `results/evaluation_<name>/`): metrics.json, every number as a fraction;
@@ -12,6 +13,11 @@ and index.html, one self-contained page to look at and to listen to. Two of the 
 With `--compare`, each folder holds the metrics.json of a rating, or is a results folder (then its `evaluation/` is taken).
 Runs that differ in nothing but seeds and places are one row; it prints the table, and writes `results/comparison/`: table.md
 and metrics.json. Nothing is rated anew.
+
+With `--verify`, it prints a line for each stage, and a verdict. It hashes checkpoints, earlier stages' checkpoints and data,
+and holds them against the records; compares configuration, numbers and epochs in checkpoint, metrics and log; and measures
+the reported numbers again. The first mismatch ends it with exit code 2; so does a folder without hashes, of before they were
+kept. That the records were not made up it cannot say: only training again can.
 """
 
 import json
@@ -29,10 +35,13 @@ from torch import Tensor, nn
 import data
 import emnist_dcgan
 import judges
+import mnist_classify_train
 import page
 import ratings
 import runs
 import train_all
+import train_vggish
+from models.lenet import LeNet
 from vggish import HEARD_TOGETHER, Ear, load_embedder
 
 
@@ -42,6 +51,7 @@ class Config:
     name: str = "train_all"  # of the run of stage three, a folder in results/
     output: Path | None = None  # None: results/evaluation, or results/evaluation_<name> for another name
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
+    verify: bool = False  # say whether the results are what they claim, and rate nothing
 
     # the judges that are trained on first use; other values than those they were trained with train them again
     judges: Path | None = None  # the folder that keeps them. None: results/judges; name another run's to spare the training
@@ -57,12 +67,14 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Rate, or compare; returns what metrics.json says."""
+    """Rate, compare, or verify; returns what metrics.json says, or the numbers that were measured again."""
     if config.compare:
         return compare(config.compare, config.results / "comparison")
+    if config.verify:
+        return verify(config)
     started = time.perf_counter()
     device = runs.choose_device(config.device)
-    output = config.output or config.results / ("evaluation" if config.name == "train_all" else f"evaluation_{config.name}")
+    output = output_of(config)
     stages = load_stages(config)
     runs.hold(output)
     runs.probe(output)
@@ -109,6 +121,7 @@ def main(config: Config) -> dict[str, Any]:
         "config": runs.plain(config),
         "judge_settings": runs.plain(judge_settings(config, dataset)),
         "stages": stages,
+        "sha256": runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
     }
     shown = choose(correlations, test.labels)
     examples = [
@@ -125,6 +138,16 @@ def main(config: Config) -> dict[str, Any]:
         f"pleased. {output}/metrics.json, {output}/index.html"
     )
     return record
+
+
+def output_of(config: Config) -> Path:
+    return config.output or config.results / ("evaluation" if config.name == "train_all" else f"evaluation_{config.name}")
+
+
+def rated_folders(config: Config) -> dict[str, str]:
+    """Stage -> its folder in results, of all that the rated run is made of."""
+    stages = ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")
+    return {**{stage: stage for stage in stages}, "train_all": config.name}
 
 
 def judge_settings(config: Config, dataset: str) -> judges.Settings:
@@ -148,14 +171,17 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
     """
     mend = "run train_all.py" if config.name == "train_all" else f"run train_all.py --name {config.name}"
     stages = {}
-    for stage in ("train_all", "train_vggish", "mnist_classify_train", "emnist_dcgan", "judge"):
-        folder = config.results / (config.name if stage == "train_all" else stage)
+    for stage, name in rated_folders(config).items():
+        folder = config.results / name
         said = {"train_all": mend, "judge": "run mnist_classify_train.py"}.get(stage)
         checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
     if not runs.complete(config.results / config.name):
         raise runs.UserError(f"{config.results / config.name} holds a run that is not complete; {mend} --resume.")
-    started_from, there = stages["train_all"]["config"]["generator_width"], stages["emnist_dcgan"]["config"]["width"]
+    with runs.whole(config.results / config.name / "checkpoint.pt", mend):
+        started_from = stages["train_all"]["config"]["generator_width"]
+    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
+        there = stages["emnist_dcgan"]["config"]["width"]
     if started_from != there:
         raise runs.UserError(
             f"{config.results / config.name} started from a generator of width {started_from}, but "
@@ -246,10 +272,13 @@ def example(
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of a run's log.jsonl."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise runs.UserError(f"{path} is missing or damaged; run train_all.py again.") from error
+    lines, mend = runs.read_json(path, f"run {path.parent.name} again", lines=True), "run it again"
+    with runs.whole(path, mend):
+        if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
+            raise ValueError("its epochs do not follow one another")
+        if not all(isinstance(value, int | float | str) for line in lines for value in line.values()):
+            raise ValueError("a line holds more than numbers")
+    return lines
 
 
 # -- several ratings, side by side -------------------------------------------------------------------------------------
@@ -317,10 +346,7 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise runs.UserError(
             f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py on its run first."
         )
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise runs.UserError(f"{path} is damaged; run evaluate.py on its run again.") from error
+    metrics = runs.read_json(path, "run evaluate.py on its run again")
     try:
         if metrics["stage"] != "evaluate":
             raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")
@@ -380,6 +406,149 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
         table += f"{row['name']}: {settings or 'the same settings in all'}.\n" if len(rows) > 1 else ""
     return table
+
+
+# -- is a results folder what it claims to be? -------------------------------------------------------------------------
+
+# Of a number that is measured again: absolute of a fraction, relative of a larger one. On the machine that trained, it is
+# the same; another rounds sums otherwise, and may take bfloat16 for float32.
+TOLERANCE = 0.005
+
+
+def verify(config: Config) -> dict[str, Any]:
+    """Whether the run `config.name` and the stages before it are what their records say, a printed line for each.
+
+    Raises:
+        runs.UserError: with the first mismatch; or, where there is none, if there are folders without hashes.
+    """
+    device = runs.choose_device(config.device)
+    measured, unhashed = {}, []
+    for stage, name in rated_folders(config).items():
+        folder = config.results / name
+        metrics, checkpoint = verify_record(folder, stage)
+        if not metrics.get("sha256"):
+            unhashed.append(name)
+        with runs.whole(folder / "metrics.json", f"run {stage}.py"):
+            verify_files(config, folder, stage, metrics)
+            measured[stage] = {
+                number: verify_number(folder, number, metrics[number], again)
+                for number, again in measure(config, stage, checkpoint, device).items()
+            }
+        same = all(metrics[number] == again for number, again in measured[stage].items())
+        numbers = ", ".join(f"{number} {metrics[number]:.4f}" for number in measured[stage])
+        hashed = "made before hashes were kept" if name in unhashed else "hashes agree"
+        print(
+            f"{folder}: seed {metrics['seed']}, epoch {metrics['epoch']}, revision {metrics['revision']}; {hashed}; "
+            f"{numbers}: measured again, {'the same' if same else f'within {TOLERANCE}'}",
+            flush=True,
+        )
+    rating = output_of(config) / "metrics.json"
+    if rating.exists():
+        _, metrics = read_rating(rating.parent)
+        if metrics.get("sha256"):
+            here = runs.checkpoint_sha256(config.results, *rated_folders(config).values())
+            for name, digest in here.items():
+                refuse_unlike(rating, f"SHA-256 of {name}", metrics["sha256"].get(name), digest)
+            print(f"{rating.parent}: rates these checkpoints")
+        else:
+            unhashed.append(rating.parent.name)
+    if unhashed:
+        raise runs.UserError(
+            f"{config.results} cannot be verified, for want of hashes, which were not always kept: {', '.join(unhashed)}; "
+            "nothing else contradicts the records; run these again to have them."
+        )
+    print(f"verified: {config.results} is what it claims to be.")
+    return measured
+
+
+def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """metrics.json and checkpoint.pt of a complete run, which say the same as each other and as the log."""
+    if not runs.complete(folder):
+        raise runs.UserError(f"{folder} holds no complete run, so there is nothing to verify; run {stage}.py.")
+    path = folder / "checkpoint.pt"
+    metrics, checkpoint = runs.read_metrics(folder), runs.load_checkpoint(path, stage)
+    log = read_log(folder / "log.jsonl")
+    with runs.whole(folder / "metrics.json", f"run {stage}.py"):
+        for name in ("stage", "seed", "epoch", "revision", "versions", "config"):
+            refuse_unlike(path, name, checkpoint[name], metrics[name])
+        for name, value in checkpoint["metrics"].items():
+            refuse_unlike(path, name, value, metrics[name])
+        refuse_unlike(path, "seed", metrics["config"]["seed"], metrics["seed"])
+        for state in checkpoint["networks"].values():
+            if not runs.finite(state):
+                raise runs.UserError(f"{path} holds weights that are not finite; run {stage}.py.")
+        epochs = metrics["config"].get("judge_epochs" if stage == "judge" else "epochs", len(log))
+        refuse_unlike(folder / "log.jsonl", "number of epochs", len(log), epochs)
+        refuse_unlike(folder / "log.jsonl", "seconds", round(sum(line["seconds"] for line in log), 3), metrics["seconds"])
+        if "validation_accuracy" in metrics:
+            best = max(line["validation_accuracy"] for line in log)
+            refuse_unlike(folder / "log.jsonl", "validation_accuracy", best, metrics["validation_accuracy"])
+            there = log[metrics["epoch"] - 1]["validation_accuracy"]
+            refuse_unlike(folder / "log.jsonl", f"accuracy of epoch {metrics['epoch']}", there, best)
+    return metrics, checkpoint
+
+
+def verify_files(config: Config, folder: Path, stage: str, metrics: dict[str, Any]) -> None:
+    """The files that the run names by their hashes are those that are here."""
+    files = {f"{name}/checkpoint.pt": config.results / name / "checkpoint.pt" for name in rated_folders(config).values()}
+    files["checkpoint.pt"] = folder / "checkpoint.pt"
+    for name, digest in (metrics.get("sha256") or {}).items():
+        kind, _, part = name.partition("/")
+        if kind == "data" and part in ("train", "validation", "test"):
+            here = data.sha256(**{part: digits_of(config, stage, metrics["config"], part)})[name]
+        elif files.get(name, folder).is_file():
+            here = runs.file_sha256(files[name])
+        else:
+            raise runs.UserError(f"{folder}/metrics.json names {name[:200]!r}, which is not here; put it back.")
+        refuse_unlike(folder / "metrics.json", f"SHA-256 of {name}", digest, here)
+
+
+def digits_of(config: Config, stage: str, settings: dict[str, Any], part: str) -> data.Digits:
+    if stage != "emnist_dcgan":
+        return data.load_heard(settings["dataset"], part, config.data_root, "cpu")
+    which = [settings[name] for name in ("split", "file", "digits_only")]
+    return data.load_remembered(settings["dataset"], part, config.data_root, "cpu", *which)
+
+
+def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torch.device) -> dict[str, float]:
+    """The numbers that the stage reports, measured again by its own means."""
+    layout, settings = {"device": device, "memory_format": torch.channels_last}, checkpoint["config"]
+    dataset = settings["dataset"]
+    part = "validation" if stage == "emnist_dcgan" else "test"
+    digits = data.Digits(*(tensor.to(device) for tensor in digits_of(config, stage, settings, part)))
+    if stage == "train_vggish":
+        ear, network, _ = train_all.load_ear(train_all.Config(results=config.results), device)
+        return {"test_accuracy": train_vggish.accuracy(ear, network, digits, device)}
+    judge = ratings.load_judge(config.results, None, device)
+    if stage == "judge":
+        return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}
+    if stage == "mnist_classify_train":
+        classifier = LeNet()
+        path = config.results / stage / "checkpoint.pt"
+        runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
+        return {"test_accuracy": mnist_classify_train.accuracy(classifier.to(**layout), digits)}
+    generator, classifier = train_all.load_memory(config, dataset if stage == "train_all" else None, device)
+    if stage == "emnist_dcgan":
+        samples = emnist_dcgan.draw(generator, emnist_dcgan.noise(len(digits.labels), checkpoint["seed"], device))
+        features = (ratings.judge_features(judge, images) for images in (samples, data.as_seen(digits.images)))
+        return {"frechet_distance": ratings.frechet_distance(*features)}
+    ear, network, generator, _ = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
+    imagined, distance = train_all.imagine(ear, network.to(**layout), generator.to(**layout), digits)
+    rating = train_all.rate(classifier, judge, digits, imagined)
+    return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
+
+
+def verify_number(folder: Path, name: str, reported: float, again: float) -> float:
+    if not abs(again - reported) <= TOLERANCE * max(1.0, abs(reported)):
+        raise runs.UserError(f"{folder}/metrics.json says {name} {reported:.4f}, but measured again it is {again:.4f}.")
+    return again
+
+
+def refuse_unlike(path: Path, what: str, one: Any, other: Any) -> None:
+    if one != other:
+        raise runs.UserError(
+            f"{path} is not what the record claims: {what} is {str(one)[:200]}, but should be {str(other)[:200]}."
+        )
 
 
 if __name__ == "__main__":

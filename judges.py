@@ -60,9 +60,10 @@ def load(residual_results: Path, settings: Settings, device: torch.device) -> di
         "transformer": _kept_or_trained("transformer", train_transformer, settings, device),
         "kernel": _kept_or_trained("kernel", train_kernel, settings, device),
     }
+    centres = kept["kernel"].get("centres")
     others = {
         "transformer": Transformer(),
-        "kernel": KernelClassifier(len(kept["kernel"].get("centres", ())), settings.gamma),
+        "kernel": KernelClassifier(len(centres) if isinstance(centres, Tensor) and centres.dim() else 1, settings.gamma),
     }
     for name, judge in others.items():
         runs.load_weights(judge, kept[name], settings.results / name / "checkpoint.pt")
@@ -116,7 +117,7 @@ def train_kernel(settings: Settings, device: torch.device) -> None:
         data.load_heard(settings.dataset, part, settings.data_root, device) for part in ("train", "validation", "test")
     )
     judge = KernelClassifier(min(settings.centres, len(train.labels)), settings.gamma).to(device)
-    run = runs.Run("kernel", settings, device)
+    run = runs.Run("kernel", settings, device, sha256=data.sha256(train=train, validation=validation))
     run.restore(judge=judge)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(settings.seed))
     chosen = order[: len(judge.centres)].to(device)

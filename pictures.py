@@ -18,7 +18,9 @@ from torch import Tensor
 
 import runs
 
-MAX_PIXELS = 64_000_000  # of a picture; a larger one is refused before it is decoded, which takes four bytes a pixel
+MAX_PIXELS = 64_000_000  # of a picture; a larger one is refused before it is decoded, which takes up to 28 bytes a pixel
+# What is read; others, such as EPS, would start another program, or are of no use.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SOUNDS = (".wav", ".flac")
 
 
@@ -31,7 +33,7 @@ def find(names: Iterable[Path]) -> list[Path]:
     found = []
     for name in names:
         if name.is_dir():
-            known = Image.registered_extensions()
+            known = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
             these = sorted(path for path in name.iterdir() if path.suffix.lower() in known and path.is_file())
         else:
             these = [name] if name.is_file() else sorted(Path(path) for path in glob.glob(str(name), recursive=True))
@@ -50,8 +52,9 @@ def read(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise runs.UserError(f"{path} is missing; give a picture.")
+    Image.init()
     try:
-        with Image.open(path) as picture:  # reads the header only
+        with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as picture:  # reads the header only
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             return torch.from_numpy(_grey(ImageOps.exif_transpose(picture)))
@@ -63,8 +66,8 @@ def read(path: Path) -> Tensor:
 
 def _grey(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16 bits, whose conversion Pillow cuts off at 255
-        wide = np.asarray(picture).astype(np.int64)
-        return ((wide.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
+        wide = np.asarray(picture).clip(0, 65535).astype(np.int32)
+        return ((wide * 255 + 32767) // 65535).astype(np.uint8)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed white")
     if picture.has_transparency_data:

@@ -306,6 +306,8 @@ class Run:
         if config.resume and complete(self.folder):
             self.done = read_metrics(self.folder)
             self._refuse_changes("metrics.json", self.done)
+            if rank() == 0:  # killed just before this was done
+                (self.folder / "last.pt").unlink(missing_ok=True)
             release(self.folder)
             print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
         elif config.resume and (self.folder / "last.pt").exists():
@@ -346,7 +348,7 @@ class Run:
                 part.load_state_dict(last["state"][name])
                 if isinstance(part, torch.optim.Optimizer) and not _fits(part):
                     raise ValueError(f"the state of {name} does not fit")
-            self.history, self.best = list(last["history"]), last["best"]
+            self.history, self.best = list(last["history"]), last.get("best")
             if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
                 raise ValueError("its epochs do not follow one another")
         if self.best == last["epoch"]:  # the process may have ended before this was written
@@ -392,6 +394,7 @@ class Run:
         write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
         if draw and rank() == 0:
             draw(self.folder)
+            self._refuse_vanished()
         self.best = record["epoch"] if best else self.best
         state = {name: part.state_dict() for name, part in self._state.items()}
         last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best}
@@ -549,7 +552,13 @@ def checkpoint_sha256(results: Path, *names: str) -> dict[str, str]:
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    write(path, lambda beside: torch.save(checkpoint, beside))
+    def writer(beside: Path) -> None:
+        try:
+            torch.save(checkpoint, beside)
+        except RuntimeError as error:  # as which a full disk arrives, in several wordings
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+    write(path, writer)
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -585,9 +594,7 @@ def _sync(path: Path | str) -> None:
 def _said(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower() and "file" not in str(error).lower():
-            raise
+    except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}); free or unlock the folder, or give another with --results."
         ) from error
@@ -730,7 +737,7 @@ def _plain_only(value: Any, left: dict[str, int], depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain_only(item, left, depth + 1) for item in value)
     if not (value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)):
-        raise ValueError(f"it holds a {type(value).__name__}")
+        raise ValueError(f"it holds what no checkpoint does ({type(value).__name__})")
     return value
 
 
@@ -775,9 +782,14 @@ def load_network(build: Callable[[], nn.Module], state: dict[str, Tensor], path:
 
     Raises:
         UserError: if they do not fit, with the first reason.
+        ValueError: if there is no such network.
     """
-    with torch.device("meta"):  # no memory is taken
-        _refuse_misfits(build(), state, path)
+    try:
+        with torch.device("meta"):  # no memory is taken
+            sketch = build()
+    except RuntimeError as error:
+        raise ValueError(f"no such network: {error}") from error
+    _refuse_misfits(sketch, state, path)
     network = build()
     load_weights(network, state, path)
     return network

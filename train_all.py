@@ -184,8 +184,8 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
     return ear, network, dataset
 
 
-def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Generator, LeNet]:
-    """What stage two learned: the generator, and the classifier, which is frozen."""
+def load_memory(config: Config, dataset: str | None, device: torch.device) -> tuple[Generator, LeNet]:
+    """What stage two learned: the generator, and the classifier, which is frozen and reads `dataset`, if one is named."""
     path = config.results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
     with runs.whole(path, "run emnist_dcgan.py"):
@@ -196,7 +196,7 @@ def load_memory(config: Config, dataset: str, device: torch.device) -> tuple[Gen
     checkpoint = runs.load_checkpoint(path, "mnist_classify_train")
     classifier = LeNet()
     with runs.whole(path, "run mnist_classify_train.py"):
-        if checkpoint["config"]["dataset"] != dataset:
+        if dataset and checkpoint["config"]["dataset"] != dataset:
             raise runs.UserError(
                 f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
                 f"run mnist_classify_train.py --dataset {dataset}."
@@ -235,8 +235,7 @@ def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0,
 def inaudible_detail(imagined: Tensor) -> Tensor:
     """Mean squared difference of the images, `(B, 1, 64, 64)` in [-1, 1], to the nearest ones that 28 x 28 pixels can tell,
     which is all that sounds. 0 for real digits, as seen."""
-    drawn = data.as_drawn(imagined) * 2 - 1
-    return F.mse_loss(F.interpolate(drawn, imagined.shape[2:], mode="bilinear"), imagined.float())
+    return F.mse_loss(data.redrawn(imagined), imagined.float())
 
 
 def greyness(imagined: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
+LARGEST = 2**28  # rows times samples: 1 GB in float32. hificode's are 3 million
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -112,6 +114,11 @@ class Encoding:
             raise ValueError(
                 f"encoding: {self.seconds} s at {self.sample_rate} Hz do not give each of {self.columns} columns a sample; "
                 "change seconds, or raise sample_rate."
+            )
+        if self.rows * self.samples > LARGEST:
+            raise ValueError(
+                f"encoding: {self.rows} rows of {self.samples} samples take too much memory; lower rows, seconds or "
+                "sample_rate."
             )
 
     @classmethod
@@ -378,9 +385,25 @@ class VoiceTranslator(nn.Module):
         size = (self.encoding.rows, self.encoding.columns)
         if pixels.shape[1:] == size:
             return pixels
-        shrinks = pixels.shape[1] > size[0] or pixels.shape[2] > size[1]
-        mode = {"mode": "bilinear", "antialias": True} if shrinks else {"mode": "nearest-exact"}
-        return F.interpolate(pixels[:, None], size, **mode)[:, 0]
+        if pixels.shape[1] > size[0] or pixels.shape[2] > size[1]:
+            return shrunk(pixels[:, None], size)[:, 0]
+        return F.interpolate(pixels[:, None], size, mode="nearest-exact")[:, 0]
+
+
+def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(B, 1, H, W)` images in another, smaller `size`, bilinear and antialiased; on a GPU that shall be deterministic as
+    the same two matrix products, since the gradient of PyTorch's interpolation is not."""
+    if images.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _shrunk_by_products(images, size)
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def _shrunk_by_products(images: Tensor, size: tuple[int, int]) -> Tensor:
+    rows, columns = (
+        F.interpolate(torch.eye(old).to(images)[None, None], (new, old), mode="bilinear", antialias=True)[0, 0]
+        for old, new in zip(images.shape[2:], size, strict=True)
+    )
+    return rows @ images @ columns.T
 
 
 def _ears(encoding: Encoding) -> Tensor:

@@ -130,6 +130,8 @@ def test_as_drawn_is_the_least_squares_way_back_of_as_seen(handwritten: dict[str
     noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = np.linalg.lstsq(enlarging, (noise.flatten(1).T.numpy() + 1) / 2, rcond=None)[0]
     torch.testing.assert_close(data.as_drawn(noise).flatten(1).T, torch.from_numpy(expected), atol=1e-4, rtol=0)
+    enlarged = torch.from_numpy(enlarging @ expected).T.view(2, 1, 64, 64) * 2 - 1
+    torch.testing.assert_close(data.redrawn(noise), enlarged, atol=2e-4, rtol=0)
 
 
 def test_letters_and_shapes_are_all_different() -> None:
