@@ -106,7 +106,7 @@ QUICK = Schedule(
     linear_images=5_000,
 )  # fmt: skip
 OBJECTIVES = {
-    "sound-consistent": {"sound_consistency": 1.0, "detail": 10.0, "grey": 1.0, "generator_rate": 0.2, "dropout": False},
+    "sound-consistent": {"sound_consistency": 1.0, "detail": 10.0, "grey": 0.5, "generator_rate": 0.2, "dropout": False},
     "published": {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "generator_rate": 1.0, "dropout": True},
 }
 
