@@ -207,7 +207,7 @@ def small_stage(config: Settings, picture: Callable[[Path], object] | None = Non
             loss = network(torch.rand(4, 3)).square().mean()
             runs.step(loss, optimiser)
             mean.add(loss)
-            grey = network.weight.detach().numpy().astype(np.uint8)
+            grey = (50 * network.weight.detach()).clamp(0, 255).nan_to_num().byte().numpy()
         draw = picture or (lambda folder, grey=grey: runs.write(folder / "x.png", Image.fromarray(grey).save))
         run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1, draw=draw)
     run.load_best()
@@ -447,7 +447,7 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
     tmp_path: Path, unknown_revision: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
-    in_a_child(killed_before_write(40, lambda: small_stage(config)))
+    in_a_child(killed_before_write(20, lambda: small_stage(config)))
     before = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
 
     def with_little_space() -> None:
@@ -497,7 +497,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(tmp_path: Path, unknown_revision: None) -> None:
     config = Settings(tmp_path)
-    in_a_child(killed_before_write(40, lambda: small_stage(config)))
+    in_a_child(killed_before_write(20, lambda: small_stage(config)))
     stopped = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
     metrics = small_stage(replace(config, seed=1))
     kept = runs.load_checkpoint(tmp_path / "small.stopped" / "last.pt", "small")

@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -294,7 +295,7 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[Path], objec
 
 def peak() -> int:
     """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @pytest.mark.parametrize("reader", ["picture", "sound", "checkpoint", "released weights", "data set", "record", "log"])
