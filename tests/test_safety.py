@@ -437,6 +437,11 @@ def test_upstream_that_changed_and_folders_without_hashes_are_told(
 # -- full disks, folders that cannot be written, or are not there any more ---------------------------------------------
 
 
+def killed_in_epoch_2(folder: Path) -> None:
+    if len((folder / "log.jsonl").read_text().splitlines()) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def said_in_a_child(work: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> str:
     capfd.readouterr()
     assert in_a_child(work) == 2
@@ -447,7 +452,7 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
     tmp_path: Path, unknown_revision: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
-    in_a_child(killed_before_write(20, lambda: small_stage(config)))
+    assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
     before = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
 
     def with_little_space() -> None:
@@ -497,7 +502,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(tmp_path: Path, unknown_revision: None) -> None:
     config = Settings(tmp_path)
-    in_a_child(killed_before_write(20, lambda: small_stage(config)))
+    assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
     stopped = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
     metrics = small_stage(replace(config, seed=1))
     kept = runs.load_checkpoint(tmp_path / "small.stopped" / "last.pt", "small")
