@@ -46,7 +46,7 @@ HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
-LARGEST = 2**28  # rows times samples: 1 GB in float32. hificode's are 3 million
+LARGEST = 2**26  # rows times samples: 268 MB in float32. hificode's are 3 million
 
 
 @dataclass(frozen=True)

@@ -393,7 +393,7 @@ def test_a_results_folder_that_is_not_what_it_claims_is_refused(chain: Path, tmp
         record["test_accuracy"] = 0.99
 
     def other_weights(checkpoint: dict) -> None:
-        checkpoint["networks"]["vggish"]["embedding.1.bias"] += 1e-3
+        checkpoint["networks"]["vggish"]["features.0.weight"] += 1e-3
 
     def forged(results: Path) -> None:  # weights that no record fits, with their hash and all
         changed_checkpoint(results / stage / "checkpoint.pt", lambda c: better(c["metrics"]))

@@ -30,6 +30,7 @@ import data
 import evaluate
 import pictures
 import runs
+import voice_translator
 from models.vggish import VGGish
 from vggish import load_audioset_convolutions, load_embedder
 from voice_translator import Encoding
@@ -304,6 +305,7 @@ def test_any_file_is_read_or_refused_in_words(
 ) -> None:
     """No other exception, no hang, no memory beyond the bound."""
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000_000)  # 28 MB
+    monkeypatch.setattr(voice_translator, "LARGEST", 1_000_000)  # 8 MB in float64
     valid, read = readers(tmp_path)[reader]
     path = tmp_path / "fuzzed"
 
