@@ -4,9 +4,10 @@
     python -m ims.draw --results other/results
 
 Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
-sound-consistent, the first test digit of each class), epochs.png (what the judge says over the epochs), soundscapes.png
-and samples.png; and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by
-its index, none by its beauty.
+sound-consistent, the first test digit of each class), epochs.png (what the judge says over the epochs) and samples.png;
+copies of pictures that other scripts left, where they did: soundscapes.png, twins.png, unheard.png, ratings.png, sheet.png;
+and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by its index, none
+by its beauty.
 """
 
 import json
@@ -29,6 +30,13 @@ from vggish import SAMPLE_RATE
 from voice_translator import Encoding, VoiceTranslator
 
 IMS = Path(__file__).parent
+COPIED = (
+    "train_vggish/soundscapes.png",
+    "controls/twins.png",
+    "controls/unheard.png",
+    "encodings/ratings.png",
+    "encodings/sheet.png",
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,10 @@ def main(config: Config) -> None:
     figures.save_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
     draw_epochs(config.out / "epochs.png", {title: config.results / name / "log.jsonl" for title, name in names.items()})
-    soundscapes = config.results / "train_vggish" / "soundscapes.png"
-    runs.write(config.out / "soundscapes.png", lambda path: shutil.copyfile(soundscapes, path))
+    for picture in COPIED:
+        source = config.results / picture
+        if source.exists():
+            runs.write(config.out / source.name, lambda path, source=source: shutil.copyfile(source, path))
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
     runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
     draw_photo(config.out / "photo.png")
