@@ -62,7 +62,7 @@ def main(config: Config) -> dict[str, float]:
     try:
         ear = Ear(config.encoding, config.frames).to(device)
     except ValueError as error:
-        raise runs.UserError(f"--frames: {error}") from error
+        raise runs.UserError(f"{error}") from error
     network = VGGish(frames=ear.frames, width=config.width)
     if config.audioset_weights:
         load_audioset_convolutions(network, config.audioset_weights)

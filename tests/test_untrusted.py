@@ -100,6 +100,7 @@ DAMAGES: dict[str, tuple[Callable[[dict], object], str]] = {
     "negative": (lambda c: c["config"].update(width=-1), "is no whole checkpoint|do not fit"),
     "frames": (lambda c: c["config"].update(frames=17), "multiple of 16"),
     "encoding": (lambda c: c["config"]["encoding"].update(seconds=1e6), "take too much memory"),
+    "rate": (lambda c: c["config"]["encoding"].update(sample_rate=16001), "cannot be resampled to 16000 Hz within memory"),
     "curve": (lambda c: c["config"]["encoding"].update(curve="steep"), "curve is 'steep', but must be one of"),
     "field": (lambda c: c["config"]["encoding"].update(more=1), "unexpected keyword argument 'more'"),
     "nested": (lambda c: c.update(more=nested(50)), "holds too many values"),
