@@ -63,7 +63,7 @@ def main(config: Config) -> dict[str, float]:
     try:
         ear = Ear(config.encoding, config.frames, config.hop).to(device)
     except ValueError as error:
-        raise runs.UserError(f"--frames, --hop: {error}") from error
+        raise runs.UserError(str(error)) from error
     network = VGGish(frames=ear.frames, width=config.width)
     if config.audioset_weights:
         load_audioset_convolutions(network, config.audioset_weights)

@@ -31,6 +31,7 @@ POOLING = 16  # the network halves the frames four times, each time rounding dow
 PUBLISHED_FRAMES = 96
 CPU_TOGETHER = 8  # sounds in one go: on the CPU, more leave the cache
 HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache
+LARGEST_RESAMPLER = 2**22  # phases times step: some 100 MB while it is made. 22,050 Hz to 16,000 takes 141,120
 BLOCK = 16  # bands whose triangles are multiplied together: they reach over few bins, all 64 over all
 
 
@@ -136,6 +137,11 @@ class Resample(nn.Module):
         super().__init__()
         common = math.gcd(from_hz, to_hz)
         self.up, self.down = to_hz // common, from_hz // common
+        if self.up * self.down > LARGEST_RESAMPLER:
+            raise ValueError(
+                f"sounds of {from_hz} Hz cannot be resampled to {to_hz} Hz within memory: the rates have only {common} in "
+                "common; set sample_rate to 16000, 22050, 44100 or 48000."
+            )
         half = 10 * max(self.up, self.down)
         taps = self.up * firwin(2 * half + 1, 1 / max(self.up, self.down), window=("kaiser", 5.0))
         # Output n is sum over k of taps[half + n * down - k * up] * x[k]. Of one block of `up` outputs, that needs the
