@@ -533,7 +533,8 @@ def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torc
         features = (ratings.judge_features(judge, images) for images in (samples, data.as_seen(digits.images)))
         return {"frechet_distance": ratings.frechet_distance(*features)}
     ear, network, generator, _ = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
-    imagined, distance = train_all.imagine(ear, network.to(**layout), generator.to(**layout), digits)
+    kind = settings.get("distance", "absolute")  # older checkpoints have none
+    imagined, distance = train_all.imagine(ear, network.to(**layout), generator.to(**layout), digits, kind)
     rating = train_all.rate(classifier, judge, digits, imagined)
     return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
 
