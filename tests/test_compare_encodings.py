@@ -296,7 +296,8 @@ def test_a_second_process_waits_for_what_all_need(tmp_path: Path, capsys: pytest
 def test_the_objective_and_the_memory_that_are_named_reach_the_stages() -> None:
     config = compare_encodings.Config(quick=True, split="byclass", file="test")
     schedule = compare_encodings.scheduled(config)
-    assert (schedule.imagine.sound_consistency, schedule.imagine.detail, schedule.imagine.grey) == (1, 10, 1)
+    imagine = schedule.imagine
+    assert (imagine.sound_consistency, imagine.detail, imagine.grey, imagine.generator_rate) == (1, 10, 0.5, 0.2)
     assert not schedule.imagine.dropout
     assert (schedule.remember.split, schedule.remember.file) == ("byclass", "test")
     published = compare_encodings.scheduled(compare_encodings.Config(objective="published")).imagine

@@ -286,7 +286,7 @@ def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, cha
     for folders, said in (
         ((one, same), "one/metrics.json and .*same/metrics.json rate the same settings and seeds; give each run once"),
         ((one, tmp_path), "holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py"),
-        ((tmp_path / "damaged",), "damaged/metrics.json is damaged; run evaluate.py"),
+        ((tmp_path / "damaged",), "damaged/metrics.json is missing or damaged; run evaluate.py"),
         ((tmp_path / "older",), "older/metrics.json is no rating of this version"),
         ((chain / "train_all",), "was written by train_all.py; give a folder that evaluate.py wrote"),
     ):

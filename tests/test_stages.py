@@ -253,7 +253,6 @@ def test_every_term_of_the_objective_counts(results: Path) -> None:
         "sound_consistency",
         "detail",
         "grey",
-        "distortion",
     ):  # one epoch, and nothing besides: the published objective
         train_all.main(config(*STAGES[3], results, **{**published, name: 1, "name": name}))
         learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])

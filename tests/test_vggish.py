@@ -429,7 +429,7 @@ def test_the_embedder_is_the_network_that_was_saved(tmp_path: Path, frames: int 
     assert ear.frames == heard
     assert not any(layer.training for layer in embedder.modules())
     logmels = ear(torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(1)))
-    network.eval()
+    network.to(memory_format=torch.channels_last).eval()  # as the embedder is
     assert embedder.embed(logmels).equal(network.embed(logmels))
     assert embedder(logmels).equal(network(logmels))
 
