@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     for picture in COPIED:
         source = config.results / picture
         if source.exists():
-            runs.write(config.out / source.name, lambda path, source=source: shutil.copyfile(source, path))
+            runs.write(config.out / source.name, lambda path, source=source: copy_small(source, path))
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
     runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
     draw_photo(config.out / "photo.png")
@@ -116,7 +116,7 @@ def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of the validation part")
-    axes[2].legend(loc="upper left")
+    axes[2].legend(loc="center right")
     save(path, figure)
 
 
@@ -136,6 +136,14 @@ def draw_photo(path: Path) -> None:
 def save(path: Path, figure: plt.Figure) -> None:
     runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
     plt.close(figure)
+
+
+def copy_small(source: Path, path: Path, most: int = 300_000) -> None:
+    """A copy; of a picture that has more than `most` bytes, in 256 colours."""
+    if source.stat().st_size <= most:
+        shutil.copyfile(source, path)
+    else:
+        Image.open(source).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def save_small(grid: Path, path: Path) -> None:
