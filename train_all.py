@@ -46,7 +46,7 @@ class Config:
     leak: float = 1.0  # share of the gradient that passes a pixel which the contrast saturates (VoiceTranslator.forward);
     # at 0, the true gradient, a pixel imagined white where black was heard is never told
     detail: float = 0.0  # weight of what no sound can tell: the imagined image's difference to the nearest one that 28 x 28
-    # pixels can tell. Published: none; with sound consistency, a checkered texture grows without it
+    # pixels can tell. Published: none
     grey: float = 0.0  # weight of the imagined image's grey, the mean of 1 - x^2, which is 0 for black and white; it grows
     # from 0 to this over the run, so that shape comes before ink. Published: none. The contrast makes every grey above some
     # 0.4 of white as loud as white, so no sound asks for full ink
