@@ -401,7 +401,7 @@ class Run:
         save(self.folder / "last.pt", last)  # from here on the epoch counts
         if best:
             save(self.folder / "checkpoint.pt", self._checkpoint(record))
-        shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+        shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if v != "")
         print(shown, flush=True)
         meet()  # what process 0 wrote, all may read
 
