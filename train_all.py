@@ -59,10 +59,7 @@ class Config:
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
-    generator_rate: float = (
-        1.0  # learning rate of the generator, as a share of the audio network's. Published: 1; at a fifth
-    )
-    # it remembers better what it draws
+    generator_rate: float = 1.0  # learning rate of the generator, as a share of the audio network's. Published: 1
     joint_learning_rate: float = 1e-4  # Adam, both; in the first joint epoch, then falling linearly. Published: 1e-4
     keep_gigabytes: float = 2.0  # of log-mels, made once and kept in float16; where they take more, anew in every epoch
 
