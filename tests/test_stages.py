@@ -28,7 +28,7 @@ STAGES = [
     (train_vggish, {"dataset": "handwritten", "width": 4, "epochs": 2}),
     (mnist_classify_train, {"dataset": "handwritten", "epochs": 2, "judge_epochs": 1}),
     (emnist_dcgan, {"dataset": "printed", "width": 4, "epochs": 2}),
-    (train_all, {"epochs": 2, "sound_consistency": 1.0}),
+    (train_all, {"epochs": 2, "sound_consistency": 1.0, "rehearsal": 1.0}),
 ]
 by_name = pytest.mark.parametrize(("stage", "settings"), STAGES, ids=[stage.__name__ for stage, _ in STAGES])
 
@@ -248,12 +248,9 @@ def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: p
 def test_every_term_of_the_objective_counts(results: Path) -> None:
     learned = []
     published = {"epochs": 1, "images_per_epoch": 64, "sound_consistency": 0.0, "detail": 0.0, "grey": 0.0}
-    for name in (
-        "epochs",
-        "sound_consistency",
-        "detail",
-        "grey",
-    ):  # one epoch, and nothing besides: the published objective
+    published["rehearsal"] = 0.0
+    terms = ("sound_consistency", "detail", "grey", "rehearsal")
+    for name in ("epochs", *terms):  # one epoch, and nothing besides: the published objective
         train_all.main(config(*STAGES[3], results, **{**published, name: 1, "name": name}))
         learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])
     for position, one in enumerate(learned):
@@ -272,6 +269,51 @@ def test_sound_distance_is_zero_for_the_heard_image_as_seen_and_leads_back_to_it
         start.backward()
         step = blurred.detach() - 0.1 * blurred.grad / blurred.grad.abs().max()
         assert train_all.sound_distance(ear, step, heard) < start
+
+
+def test_sound_distances_agree_with_numpy() -> None:
+    ear = Ear(Encoding())
+    images = data.load_heard("handwritten", "train", Path(), "cpu").images[:6]
+    imagined = data.as_seen(images[:3])
+    one, other = ear(images[:3]).double().numpy(), ear(images[3:])
+    difference = (one - other.numpy())[:, 0]  # 3 x 112 x 64
+    halves = [difference.reshape(3, 112 // k, k, 64 // k, k).mean((2, 4)) for k in (1, 2, 4)]
+    expected = {
+        "absolute": abs(difference).mean(),
+        "squared": (difference**2).mean(),
+        "multiscale": sum(abs(half).mean() for half in halves) / 3,
+    }
+    for kind, value in expected.items():
+        assert train_all.sound_distance(ear, imagined, other, kind=kind).item() == pytest.approx(value, rel=1e-3)
+        assert train_all.sound_distance(ear, imagined, ear(images[:3]), kind=kind).item() < 1e-4
+
+
+def test_to_the_multiscale_distance_a_ripple_weighs_less_than_what_neighbours_agree_on() -> None:
+    ear = Ear(Encoding())
+    images = data.load_heard("handwritten", "train", Path(), "cpu").images[:2]
+    heard, imagined = ear(images), data.as_seen(images)
+    ripple = 0.5 * (-1.0) ** torch.arange(ear.frames)[:, None]
+    for kind, of_ripple in (("absolute", 0.5), ("squared", 0.25), ("multiscale", 0.5 / 3)):
+        agreed = train_all.sound_distance(ear, imagined, heard + 0.5, kind=kind).item()
+        assert agreed == pytest.approx(0.25 if kind == "squared" else 0.5, rel=1e-3)
+        assert train_all.sound_distance(ear, imagined, heard + ripple, kind=kind).item() == pytest.approx(of_ripple, rel=1e-3)
+
+
+def test_rehearsal_teaches_to_imagine_a_memory_from_its_sound(results: Path) -> None:
+    learned = {}
+    device = torch.device("cpu")
+    memory, _ = train_all.load_memory(train_all.Config(results=results), None, device)
+    torch.manual_seed(0)
+    remembered = train_all.remember(memory, 64, device)
+    for rehearsal in (0.0, 10.0):
+        objective = {"sound_consistency": 0.0, "classifier_weight": 0.0, "rehearsal": rehearsal, "dropout": False}
+        schedule = {"epochs": 2, "joint_epochs": 0, "images_per_epoch": 640}
+        train_all.main(config(*STAGES[3], results, **objective, **schedule))
+        ear, network, generator, _ = train_all.load_model(results / "train_all" / "checkpoint.pt")
+        with torch.no_grad():
+            imagined = generator(network.embed(ear(data.as_drawn(remembered))))
+        learned[rehearsal] = (imagined - remembered).square().mean().item()
+    assert learned[10.0] < 0.8 * learned[0.0]
 
 
 def test_inaudible_detail_is_what_28_pixels_cannot_tell() -> None:
