@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
         "ssim": ratings.mean(ratings.ssim(imagined, heard)),
         "retrieval": ratings.retrieval(imagined, heard, test.labels),
         "diversity": ratings.diversity(imagined, heard, test.labels),
-        "sound_distance": distance,
+        "sound_distance": distance,  # absolute, whatever the run's objective, so that runs can be compared
     }
     record = {
         "stage": "evaluate",

@@ -267,7 +267,7 @@ def _curves(log: list[dict[str, float]]) -> str:
             "validation_retrieval": "finds its source",
         },
         "Frechet distance": {"validation_frechet_distance": "to the heard digits"},
-        "loss": {"cross_entropy": "cross-entropy", "sound_distance": "sound distance"},
+        "loss": {"cross_entropy": "cross-entropy", "sound_distance": "sound distance", "rehearsal": "rehearsal"},
     }
     panels = {
         unit: kept
