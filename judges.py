@@ -20,7 +20,6 @@ import data
 import mnist_classify_train
 import ratings
 import runs
-from mnist_classify_train import random_affine
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
 
@@ -106,7 +105,7 @@ def train_transformer(settings: Settings, device: torch.device) -> None:
 
 
 def distorted(images: Tensor) -> Tensor:
-    return random_affine(images, degrees=10, shift=0.08, scale=0.12)
+    return data.random_affine(images, degrees=10, shift=0.08, scale=0.12)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ and curves.png in each. For the shortened schedule on two cores, its minutes, an
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +66,7 @@ def main(config: Config) -> dict[str, float]:
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
     def turned(images: Tensor) -> Tensor:
-        return random_affine(images, config.rotation) if config.rotation else images
+        return data.random_affine(images, config.rotation) if config.rotation else images
 
     read = fit("mnist_classify_train", classifier, optimiser, scheduler, turned, config.epochs, train, validation, config)
 
@@ -80,7 +79,7 @@ def main(config: Config) -> dict[str, float]:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.judge_epochs)
 
     def turned_shifted_scaled(images: Tensor) -> Tensor:
-        return random_affine(images, degrees=10 + config.rotation, shift=0.08, scale=0.12)
+        return data.random_affine(images, degrees=10 + config.rotation, shift=0.08, scale=0.12)
 
     epochs = config.judge_epochs
     judged = fit("judge", judge, optimiser, scheduler, turned_shifted_scaled, epochs, train, validation, judge_config)
@@ -137,19 +136,6 @@ def accuracy(network: nn.Module, digits: data.Digits) -> float:
     network.eval()
     logits = torch.cat([network(data.as_seen(images)) for images in digits.images.split(500)])
     return (logits.argmax(1) == digits.labels).double().mean().item()
-
-
-def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: float = 0.0) -> Tensor:
-    """`(B, 1, H, W)` images, each turned by up to `degrees`, shifted by up to `shift` of its width and scaled by up to
-    `scale`, uniformly, either way; black (-1) beyond the edge. torchvision's RandomAffine draws only once for a batch."""
-    turn, shift_x, shift_y, size = (2 * torch.rand(4, len(images), device=images.device) - 1).unbind()
-    angle, size = turn * math.radians(degrees), 1 + scale * size
-    rows = [
-        torch.stack([angle.cos() * size, -angle.sin() * size, 2 * shift * shift_x], 1),
-        torch.stack([angle.sin() * size, angle.cos() * size, 2 * shift * shift_y], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ class Config:
     epochs: int = 4  # published: 4
     joint_epochs: int = 1  # the last of them train the generator too. Published: 1
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    augmentation: float = 0.0  # of what is heard, as in stage one: 1 turns by up to 10 degrees, shifts by 4 %, scales by
+    # 10 %, so that nothing is heard twice. Published: none
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
     generator_rate: float = 1.0  # learning rate of the generator, as a share of the audio network's. Published: 1
@@ -107,7 +109,7 @@ def main(config: Config) -> dict[str, float]:
         return run.done
     first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
     count = config.epochs * (config.images_per_epoch or len(train.labels))
-    sounds = Heard(ear, train.images, count, config.keep_gigabytes)
+    sounds = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         network.train()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scipy.signal import firwin
 from torch import Tensor, nn
 
+import data
 import runs
 from models.vggish import VGGish
 from voice_translator import Encoding, VoiceTranslator
@@ -226,11 +227,12 @@ class Heard:
     Args:
         images: as the ear takes them, `(N, H, W)`.
         count: how many log-mels will be asked for in all.
+        augmentation: of `data.augmented`, drawn anew each time, so that none is heard twice and none is kept.
     """
 
-    def __init__(self, ear: Ear, images: Tensor, count: int, gigabytes: float) -> None:
-        self.ear, self.images, self.kept = ear, images, None
-        if count > len(images) and len(images) * ear.frames * BANDS * 2 <= gigabytes * 1e9:
+    def __init__(self, ear: Ear, images: Tensor, count: int, gigabytes: float, augmentation: float = 0.0) -> None:
+        self.ear, self.images, self.augmentation, self.kept = ear, images, augmentation, None
+        if not augmentation and count > len(images) and len(images) * ear.frames * BANDS * 2 <= gigabytes * 1e9:
             self.kept = images.new_empty(len(images), 1, ear.frames, BANDS, dtype=torch.float16)
             with torch.no_grad():
                 for part, place in zip(images.split(1000), self.kept.split(1000), strict=True):
@@ -239,8 +241,9 @@ class Heard:
     def __getitem__(self, index: Tensor) -> Tensor:
         if self.kept is not None:
             return self.kept[index].float()
+        images = self.images[index]
         with torch.no_grad():
-            return self.ear(self.images[index])
+            return self.ear(data.augmented(images, self.augmentation) if self.augmentation else images)
 
 
 def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish]:

@@ -104,6 +104,26 @@ def as_seen(images: Tensor) -> Tensor:
     return F.interpolate(images[:, None].float() / 127.5 - 1, (64, 64), mode="bilinear")
 
 
+def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: float = 0.0) -> Tensor:
+    """`(B, 1, H, W)` images, each turned by up to `degrees`, shifted by up to `shift` of its width and scaled by up to
+    `scale`, uniformly, either way; black (-1) beyond the edge. torchvision's RandomAffine draws only once for a batch."""
+    turn, shift_x, shift_y, size = (2 * torch.rand(4, len(images), device=images.device) - 1).unbind()
+    angle, size = turn * math.radians(degrees), 1 + scale * size
+    rows = [
+        torch.stack([angle.cos() * size, -angle.sin() * size, 2 * shift * shift_x], 1),
+        torch.stack([angle.sin() * size, angle.cos() * size, 2 * shift * shift_y], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+
+
+def augmented(images: Tensor, augmentation: float) -> Tensor:
+    """`(B, H, W)` uint8 -> `(B, H, W)` float32 in [0, 1]: each turned by up to 10 degrees, shifted by up to 4 % of its width
+    and scaled by up to 10 %, all times `augmentation`."""
+    degrees, shift, scale = 10 * augmentation, 0.04 * augmentation, 0.1 * augmentation
+    return random_affine(images[:, None].float() / 127.5 - 1, degrees, shift, scale)[:, 0].add(1).div(2).clamp(0, 1)
+
+
 def as_drawn(seen: Tensor) -> Tensor:
     """The way back of `as_seen`: `(B, 1, 64, 64)` in [-1, 1] -> `(B, 1, 28, 28)` in [0, 1], differentiable.
 

@@ -367,13 +367,13 @@ def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
     torch.manual_seed(0)
     images = -torch.ones(64, 1, 32, 32)
     images[:, :, 12:20, 8:24] = 1
-    assert torch.equal(mnist_classify_train.random_affine(images, 0.0), images)
-    turned = mnist_classify_train.random_affine(images, 180.0)
+    assert torch.equal(data.random_affine(images, 0.0), images)
+    turned = data.random_affine(images, 180.0)
     assert len({tuple(image.flatten().tolist()) for image in turned}) == 64
     assert turned.min() == -1
     mass, before = (turned + 1).sum((1, 2, 3)), (images + 1).sum((1, 2, 3))
     torch.testing.assert_close(mass, before, rtol=0.05, atol=0)  # a rotation keeps the ink
-    scaled = (mnist_classify_train.random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
+    scaled = (data.random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
     assert scaled.min() < 0.75
     assert scaled.max() > 1.4
 
