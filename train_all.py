@@ -61,8 +61,8 @@ class Config:
     epochs: int = 4  # published: 4
     joint_epochs: int = 1  # the last of them train the generator too. Published: 1
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
-    augmentation: float = 0.0  # of what is heard, as in stage one: 1 turns by up to 10 degrees, shifts by 4 %, scales by
-    # 10 %, so that nothing is heard twice. Published: none
+    augmentation: float = 0.0  # of what is heard: at 1 each digit is turned by up to 10 degrees, shifted by 4 %, scaled by
+    # 10 %, anew each time, so that none is learned by heart; at 0.5 by half as much. Published: none
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
     generator_rate: float = 1.0  # learning rate of the generator, as a share of the audio network's. Published: 1

@@ -39,8 +39,6 @@ class Config:
     # the schedule
     epochs: int = 5  # published: 5
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
-    augmentation: float = 0.0  # 1: each digit is turned by up to 10 degrees, shifted by 4 %, scaled by 10 %, anew each time
-    # it is heard; less or more: all times as much. Published: none
     batch: int = 128  # published: 128
     learning_rate: float = 1e-4  # Adam. Published: 1e-4
     late_epoch: int = 3  # from this epoch on, a tenth of the learning rate. Published: 3
@@ -78,7 +76,7 @@ def main(config: Config) -> dict[str, float]:
         return run.done
     first = run.restore(vggish=network, optimiser=optimiser, scheduler=scheduler)
     sounds = config.epochs * (config.images_per_epoch or len(train.labels))
-    heard = Heard(ear, train.images, sounds, config.keep_gigabytes, config.augmentation)
+    heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
     for epoch in range(first, config.epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()

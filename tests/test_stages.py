@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -28,7 +29,7 @@ STAGES = [
     (train_vggish, {"dataset": "handwritten", "width": 4, "epochs": 2}),
     (mnist_classify_train, {"dataset": "handwritten", "epochs": 2, "judge_epochs": 1}),
     (emnist_dcgan, {"dataset": "printed", "width": 4, "epochs": 2}),
-    (train_all, {"epochs": 2, "sound_consistency": 1.0, "rehearsal": 1.0}),
+    (train_all, {"epochs": 2, "sound_consistency": 1.0, "rehearsal": 1.0, "augmentation": 0.5}),
 ]
 by_name = pytest.mark.parametrize(("stage", "settings"), STAGES, ids=[stage.__name__ for stage, _ in STAGES])
 
@@ -376,6 +377,31 @@ def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
     scaled = (data.random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
     assert scaled.min() < 0.75
     assert scaled.max() > 1.4
+
+
+@pytest.mark.parametrize("augmentation", [0.5, 1.0])
+def test_what_is_heard_is_turned_shifted_and_scaled_as_far_as_is_said_and_no_farther(augmentation: float) -> None:
+    torch.manual_seed(0)
+    bars = torch.zeros(200, 28, 28, dtype=torch.uint8)
+    bars[:, 13:15, 4:24] = 255
+    moved = data.augmented(bars, augmentation)
+    assert moved.shape == bars.shape
+    assert moved.dtype == torch.float32
+    assert (moved.min(), moved.max()) == (0, 1)
+    ink, places = moved.double().numpy(), np.arange(28) - 13.5
+    mass = ink.sum((1, 2))
+    x, y = ((ink.sum(axis) * places).sum(1) / mass for axis in (1, 2))
+    xx, yy = ((ink.sum(axis) * places**2).sum(1) / mass - mean**2 for axis, mean in ((1, x), (2, y)))
+    xy = np.einsum("nij,i,j->n", ink, places, places) / mass - x * y
+    turned = np.degrees(0.5 * np.arctan2(2 * xy, xx - yy))
+    length = np.sqrt(xx / np.cos(np.radians(turned)) ** 2)
+    for measured, most, rounding in (
+        (turned, 10 * augmentation, 0.3),
+        (x, 0.04 * 28 * augmentation * 1.25, 0.05),
+        (y, 0.04 * 28 * augmentation * 1.25, 0.05),
+        (length / np.median(length) - 1, 0.1 * augmentation * 1.15, 0.02),
+    ):
+        assert 0.7 * most < abs(measured).max() < most + rounding
 
 
 # -- what they refuse --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import resample_poly
 
+import data
 import runs
 import vggish
 from models.vggish import VGGish
@@ -538,3 +539,17 @@ def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_
         assert not heard[index].requires_grad
     assert torch.equal(once[index], ear(images[index]))
     assert 0 < (kept[index] - ear(images[index])).abs().max() <= 0.002
+
+
+def test_what_is_augmented_is_heard_anew_each_time_and_never_kept() -> None:
+    ear = Ear(Encoding())
+    images = data.load_heard("handwritten", "test", Path("/nonexistent"), "cpu").images[:8]
+    heard = Heard(ear, images, 41, 1.0, augmentation=0.5)
+    assert heard.kept is None
+    index = torch.tensor([3, 7, 3])
+    torch.manual_seed(0)
+    first, second = heard[index], heard[index]
+    assert not first.requires_grad
+    assert len({tuple(one.flatten().tolist()) for one in (*first, *second)}) == 6
+    torch.manual_seed(0)
+    assert torch.equal(first, ear(data.augmented(images[index], 0.5)))
