@@ -35,7 +35,6 @@ import data
 import runs
 from benchmarks.translator import numpy_soundscape
 from emnist_dcgan import gan_loss
-from mnist_classify_train import random_affine
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.judge import Judge
@@ -130,7 +129,7 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
         optimiser = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
 
         def step(seen: Tensor, labels: Tensor) -> None:
-            seen = random_affine(seen, turn) if turn else seen
+            seen = data.random_affine(seen, turn) if turn else seen
             with cast(ours):
                 logits = network(seen)
             runs.step(F.cross_entropy(logits, labels), optimiser)
