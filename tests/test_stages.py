@@ -249,8 +249,8 @@ def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: p
 def test_every_term_of_the_objective_counts(results: Path) -> None:
     learned = []
     published = {"epochs": 1, "images_per_epoch": 64, "sound_consistency": 0.0, "detail": 0.0, "grey": 0.0}
-    published["rehearsal"] = 0.0
-    terms = ("sound_consistency", "detail", "grey", "rehearsal")
+    published["rehearsal"] = 0.0  # which changes the batch whatever its weight, and so has a test of its own
+    terms = ("sound_consistency", "detail", "grey")
     for name in ("epochs", *terms):  # one epoch, and nothing besides: the published objective
         train_all.main(config(*STAGES[3], results, **{**published, name: 1, "name": name}))
         learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])
