@@ -130,19 +130,21 @@ def as_drawn(seen: Tensor) -> Tensor:
     By least squares: the image that, enlarged by `as_seen`, comes nearest to this. So an image that was enlarged comes back
     as it was. A plain reduction would blur it, and then no image as seen would sound like the drawing that it shows.
     """
-    return (_both_axes(_reduction(), seen) + 1) / 2
+    return (_both_axes(_reduction(seen.device), seen) + 1) / 2
 
 
 def redrawn(seen: Tensor) -> Tensor:
     """`(B, 1, 64, 64)` in [-1, 1] -> the nearest image that is an enlargement of 28 x 28 pixels, `(B, 1, 64, 64)`: there and
     back by `as_drawn` and `as_seen`."""
-    return _both_axes(_enlargement() @ _reduction(), seen)
+    return _both_axes(_projection(seen.device), seen)
 
 
 def _both_axes(matrix: Tensor, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
-        matrix = matrix.to(images.device)
         return matrix @ images.float() @ matrix.T
+
+
+# Made on the CPU, and once for a device: a copy to the GPU in every step would make the step wait for it.
 
 
 @cache
@@ -152,9 +154,16 @@ def _enlargement() -> Tensor:
 
 
 @cache
-def _reduction() -> Tensor:
+def _reduction(device: torch.device) -> Tensor:
     """Its pseudo-inverse, `(28, 64)` float32; well conditioned, its singular values lie between 0.66 and 1.15."""
-    return torch.linalg.pinv(_enlargement().double()).float()
+    return torch.linalg.pinv(_enlargement().double()).float().to(device)
+
+
+@cache
+def _projection(device: torch.device) -> Tensor:
+    """There and back, `(64, 64)` float32."""
+    with torch.autocast("cpu", enabled=False):
+        return (_enlargement() @ _reduction(torch.device("cpu"))).to(device)
 
 
 def printed_letters() -> Tensor:

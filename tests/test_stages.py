@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from conftest import CHAIN, script
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import emnist_dcgan
@@ -476,6 +480,52 @@ def test_two_processes_of_torchrun_train_as_one(tmp_path: Path, monkeypatch: pyt
         torch.testing.assert_close(two["networks"]["classifier"][name], weights, rtol=0, atol=1e-5)
     log = tmp_path / "two" / "mnist_classify_train" / "log.jsonl"
     assert len(log.read_text().splitlines()) == 1
+
+
+class FromTheHost(TorchDispatchMode):
+    """Notes, while `on`, every operation that takes numbers from the CPU to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on, self.noted = False, []
+
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+        done = func(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, done)) if isinstance(value, Tensor)]
+        # One number beside a tensor is an argument of its kernel, unless it is copied.
+        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        hosts = any(value.is_cpu and (copies or value.dim()) for value in tensors)
+        if self.on and hosts and not all(value.is_cpu for value in tensors):
+            self.noted.append(str(func))
+        return done
+
+
+@by_name
+def test_no_step_waits_for_the_device(stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device `meta` there are no numbers: a step that asks for one fails. The second step is looked at, since what
+    is made once may come from the CPU."""
+
+    class EnoughError(Exception):
+        pass
+
+    def step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+        loss.backward()
+        steps.append(loss.device.type)
+        host.on = len(steps) >= each
+        if len(steps) == 2 * each:
+            raise EnoughError
+
+    steps, each, host = [], 2 if stage is emnist_dcgan else 1, FromTheHost()
+    monkeypatch.setattr(runs, "choose_device", lambda *_: torch.device("meta"))
+    monkeypatch.setattr(data, "sha256", lambda **_: {})
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    monkeypatch.setattr(runs, "step", step)
+    every_term = {"rehearsal": 1.0, "detail": 1.0, "grey": 1.0, "distance": "multiscale", "joint_epochs": 2}
+    more = {train_all: every_term, mnist_classify_train: {"rotation": 10.0}}.get(stage, {})
+    with host, pytest.raises(EnoughError):
+        stage.main(config(stage, settings, results, **more))
+    assert steps == ["meta"] * 2 * each
+    assert host.noted == []
 
 
 def test_float32_is_used_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
