@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,12 @@ import soundfile
 import torch
 from conftest import CHAIN, script
 from PIL import Image
+from pretended_gpu import PretendedGPU
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import data
 import emnist_dcgan
+import figures
 import mnist_classify_train
 import ratings
 import runs
@@ -482,50 +481,39 @@ def test_two_processes_of_torchrun_train_as_one(tmp_path: Path, monkeypatch: pyt
     assert len(log.read_text().splitlines()) == 1
 
 
-class FromTheHost(TorchDispatchMode):
-    """Notes, while `on`, every operation that takes numbers from the CPU to another device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.on, self.noted = False, []
-
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
-        done = func(*args, **(kwargs or {}))
-        tensors = [value for value in tree_leaves((args, kwargs, done)) if isinstance(value, Tensor)]
-        # One number beside a tensor is an argument of its kernel, unless it is copied.
-        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
-        hosts = any(value.is_cpu and (copies or value.dim()) for value in tensors)
-        if self.on and hosts and not all(value.is_cpu for value in tensors):
-            self.noted.append(str(func))
-        return done
-
-
 @by_name
-def test_no_step_waits_for_the_device(stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the device `meta` there are no numbers: a step that asks for one fails. The second step is looked at, since what
-    is made once may come from the CPU."""
+def test_on_a_gpu_a_stage_gives_what_it_gives_on_the_cpu_and_no_step_waits(
+    stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the first batch of each epoch is watched, since what is made once may come from the CPU."""
+    every_term = {"epochs": 2, "detail": 1.0, "grey": 1.0, "distance": "multiscale"}
+    turned = {"rotation": 10.0}
+    settings = {**settings, "epochs": 1, **{train_all: every_term, mnist_classify_train: turned}.get(stage, {})}
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    remembered = data._printed(400)
+    monkeypatch.setattr(data, "_printed", lambda: remembered)
+    shutil.copytree(results, results / "cpu")
+    with monkeypatch.context() as quicker:
+        for name in ("save_grid", "save_curves", "save_soundscapes"):
+            quicker.setattr(figures, name, lambda *_, **__: None)
+        stage.main(config(stage, settings, results / "cpu"))
 
-    class EnoughError(Exception):
-        pass
+    steps, step, gpu = [], runs.step, PretendedGPU()
+    each = 2 if stage is emnist_dcgan else 1  # steps a batch, of which an epoch has three
 
-    def step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
-        loss.backward()
+    def watched(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+        step(loss, optimiser)
         steps.append(loss.device.type)
-        host.on = len(steps) >= each
-        if len(steps) == 2 * each:
-            raise EnoughError
+        gpu.watching = len(steps) % (3 * each) >= each
 
-    steps, each, host = [], 2 if stage is emnist_dcgan else 1, FromTheHost()
-    monkeypatch.setattr(runs, "choose_device", lambda *_: torch.device("meta"))
-    monkeypatch.setattr(data, "sha256", lambda **_: {})
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
-    monkeypatch.setattr(runs, "step", step)
-    every_term = {"rehearsal": 1.0, "detail": 1.0, "grey": 1.0, "distance": "multiscale", "joint_epochs": 2}
-    more = {train_all: every_term, mnist_classify_train: {"rotation": 10.0}}.get(stage, {})
-    with host, pytest.raises(EnoughError):
-        stage.main(config(stage, settings, results, **more))
-    assert steps == ["meta"] * 2 * each
-    assert host.noted == []
+    monkeypatch.setattr(runs, "step", watched)
+    with gpu:
+        stage.main(config(stage, settings, results, device="cuda:0"))
+    data._reduction.cache_clear(), data._projection.cache_clear()  # no other test shall meet this GPU's
+    assert set(steps) == {"cuda"}
+    assert gpu.waits == []
+    for name in {stage.__name__, "judge"} if stage is mnist_classify_train else {stage.__name__}:
+        assert_equal_weights(results / name / "checkpoint.pt", results / "cpu" / name / "checkpoint.pt")
 
 
 def test_float32_is_used_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""A GPU for machines that have none. Its tensors keep their numbers on the CPU, but mix with none that lie there, as a real
+one's: so a script can be run on `cuda:0` anywhere, and must give what it gives on the CPU, bit for bit.
+
+PyTorch hands every operation, below autograd, to `PretendedGPU.__torch_dispatch__`, which unpacks the tensors, computes, and
+packs the results. What it cannot show: the kernels, their rounding and their speed, bfloat16, streams, memory.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+COPIES = {aten._to_copy, aten.copy_}  # between the CPU and the GPU, either way
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # also by indices that lie on the CPU
+READING = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select}  # the host waits for the result
+PRETENDED = {
+    "is_available": lambda: True,
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "get_device_name": lambda *_: "a pretended GPU",
+    "is_bf16_supported": lambda **_: False,
+    "synchronize": lambda *_: None,
+    "_lazy_init": lambda: None,
+}
+
+
+class OnGPU(Tensor):
+    """A tensor on the pretended GPU; `numbers` are its numbers, on the CPU."""
+
+    @staticmethod
+    def __new__(cls, numbers: Tensor) -> "OnGPU":
+        layout = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset(), "dtype": numbers.dtype}
+        # To PyTorch's C++ it lies on `meta`: of CUDA it would ask the driver.
+        packed = Tensor._make_wrapper_subclass(cls, numbers.size(), **layout, device=torch.device("meta"))
+        packed.numbers = numbers
+        return packed
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: torch.device("cuda", 0))
+    is_cuda = property(lambda self: True)
+    is_cpu = is_meta = property(lambda self: False)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        raise RuntimeError(f"{func} is asked for outside of PretendedGPU")
+
+    def __reduce_ex__(self, protocol: int) -> Any:  # a checkpoint holds the numbers
+        return self.numbers.__reduce_ex__(protocol)
+
+    def tolist(self) -> Any:
+        return self.detach().cpu().tolist()
+
+
+class PretendedGPU(TorchDispatchMode):
+    """Within it, there is one GPU, `cuda:0`.
+
+    Attributes:
+        watching: set it to have operations noted.
+        waits: those noted that make the host wait for the GPU: numbers read, and copies from or to the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watching, self.waits = False, []
+        self.patches = ExitStack()
+
+    def __enter__(self) -> "PretendedGPU":
+        self.patches.enter_context(mock.patch.multiple(torch.cuda, **PRETENDED))
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
+            self.patches.enter_context(mock.patch.object(torch.optim.Optimizer, name, lambda _: None, create=True))
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.patches.close()
+
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, kind = kwargs or {}, func.overloadpacket
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        here = [value for value in tensors if isinstance(value, OnGPU)]
+        # A single number from the CPU may stand beside a tensor, but for those that are joined.
+        there = [value for value in tensors if value.is_cpu and (value.dim() or kind in (aten.cat, aten.stack))]
+        mixed = here and there and kind not in COPIES | INDEXING
+        if mixed or (kind is aten.index and here and args[0].is_cpu):
+            shapes = ", ".join(f"{value.device}: {tuple(value.shape)}" for value in tensors)
+            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes}")
+
+        device = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
+        on_gpu = bool(here) if device is None else device != "cpu"  # or "meta", as C++ says of such a tensor
+        if on_gpu and any(isinstance(value, torch.Generator) for value in tree_leaves((args, kwargs))):
+            raise RuntimeError(f"Expected a 'cuda' device type for generator of {func}, but found 'cpu'")
+        crossing = kind in COPIES and (there or any(value.is_cpu for value in tensors) or not on_gpu)
+        by_mask = kind in INDEXING and any(value.dtype in (torch.bool, torch.uint8) for value in tree_leaves(args[1]))
+        if (
+            self.watching
+            and here + there
+            and (on_gpu or here)
+            and (crossing or by_mask or kind in READING or (kind in INDEXING and there))
+        ):
+            self.waits.append(str(func))
+
+        packed = {id(value.numbers): value for value in here}
+        args, kwargs = tree_map(lambda value: value.numbers if isinstance(value, OnGPU) else value, (args, kwargs))
+        kwargs |= {"device": torch.device("cpu")} if device else {}
+        done = func(*args, **kwargs)
+
+        def pack(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not on_gpu:
+                return value
+            return packed[id(value)] if id(value) in packed else OnGPU(value)  # itself, of what is done in place
+
+        return tree_map(pack, done)
