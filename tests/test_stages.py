@@ -388,13 +388,13 @@ def test_stage_two_learns_to_read(tmp_path: Path) -> None:
 
 def test_the_generator_learns_where_the_ink_is(results: Path) -> None:
     rates = {"learning_rate": 1e-3, "discriminator_learning_rate": 2e-4, "instance_noise": 0.5}
-    emnist_dcgan.main(config(*STAGES[2], results, epochs=2, images_per_epoch=3200, width=16, **rates))
+    emnist_dcgan.main(config(*STAGES[2], results, epochs=2, images_per_epoch=2240, width=16, **rates))
     generator, _ = train_all.load_memory(train_all.Config(results=results), "handwritten", torch.device("cpu"))
     drawn = emnist_dcgan.draw(generator, emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
     torch.manual_seed(0)
     untrained = emnist_dcgan.draw(Generator(16), emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
     real = data.as_seen(data.load_remembered("printed", "validation", Path(), "cpu").images).mean(0, keepdim=True)
-    assert ratings.similarity(drawn, real).item() > 0.7  # of seeds 0 to 3, the least is 0.88; at width 8 it is a lottery
+    assert ratings.similarity(drawn, real).item() > 0.7  # of seeds 0 to 2, the least is 0.84; at width 8 it is a lottery
     assert ratings.similarity(untrained, real).abs().item() < 0.3
 
 
