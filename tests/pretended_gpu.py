@@ -95,14 +95,10 @@ class PretendedGPU(TorchDispatchMode):
         on_gpu = bool(here) if device is None else device != "cpu"  # or "meta", as C++ says of such a tensor
         if on_gpu and any(isinstance(value, torch.Generator) for value in tree_leaves((args, kwargs))):
             raise RuntimeError(f"Expected a 'cuda' device type for generator of {func}, but found 'cpu'")
-        crossing = kind in COPIES and (there or any(value.is_cpu for value in tensors) or not on_gpu)
+        from_cpu = any(value.is_cpu for value in tensors)
         by_mask = kind in INDEXING and any(value.dtype in (torch.bool, torch.uint8) for value in tree_leaves(args[1]))
-        if (
-            self.watching
-            and here + there
-            and (on_gpu or here)
-            and (crossing or by_mask or kind in READING or (kind in INDEXING and there))
-        ):
+        waits = kind in READING or by_mask or (kind in COPIES | INDEXING and (from_cpu or not on_gpu))
+        if self.watching and (here or on_gpu) and waits:
             self.waits.append(str(func))
 
         packed = {id(value.numbers): value for value in here}
