@@ -80,7 +80,7 @@ def main(config: Config) -> dict[str, float]:
     fixed_noise = noise(len(validation.labels), config.seed, device)
 
     made_from = data.sha256(train=train, validation=validation) | runs.checkpoint_sha256(config.results, "judge")
-    run = runs.Run("emnist_dcgan", config, device, sha256=made_from)
+    run = runs.Run("emnist_dcgan", config, device, sha256=made_from, draw=draw_curves)
     if run.done:
         return run.done
     first = run.restore(generator=generator, discriminator=discriminator, g_optimiser=g_optimiser, d_optimiser=d_optimiser)
@@ -125,7 +125,7 @@ def main(config: Config) -> dict[str, float]:
             print(f"warning: epoch {epoch}: {record['collapsed']}; try a lower --discriminator-learning-rate, or more "
                   "--instance-noise.")  # fmt: skip
         figures.save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
-        run.end_epoch(record, best=True, draw=draw_curves)  # the last epoch counts, as published: nothing is picked
+        run.end_epoch(record, best=True)  # the last epoch counts, as published: nothing is picked
 
     metrics = {name: run.history[-1][name] for name in ("frechet_distance", "discriminator_loss", "generator_loss")}
     run.finish(metrics)

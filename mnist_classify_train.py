@@ -96,7 +96,8 @@ def fit(
 ) -> dict[str, float]:  # fmt: skip
     """Train `network` to read digits, and leave it in `results/<stage>/`; returns what its metrics.json says."""
     device = train.images.device
-    run = runs.Run(stage, config, device, sha256=data.sha256(train=train, validation=validation))
+    made_from = data.sha256(train=train, validation=validation)
+    run = runs.Run(stage, config, device, sha256=made_from, draw=draw_curves)
     if run.done:
         return run.done
     role = "classifier" if stage == "mnist_classify_train" else "judge"
@@ -118,7 +119,7 @@ def fit(
         record = {"epoch": epoch, "loss": mean_loss.read()}
         record["validation_accuracy"] = accuracy(network, validation)
         best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
-        run.end_epoch(record, best, lambda folder: figures.save_curves(folder, [["loss"], ["validation_accuracy"]]))
+        run.end_epoch(record, best)
 
     run.load_best()
     test = data.load_heard(config.dataset, "test", config.data_root, device)
@@ -128,6 +129,10 @@ def fit(
     }
     run.finish(metrics, data.sha256(test=test))
     return metrics
+
+
+def draw_curves(folder: Path) -> None:
+    figures.save_curves(folder, [["loss"], ["validation_accuracy"]])
 
 
 @torch.no_grad()

@@ -53,6 +53,7 @@ MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
 MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
 MAX_DEPTH = 12  # of lists and dicts in one another
 UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
+DRAWN_EVERY = 10  # seconds: some epochs take a GPU half a second, and drawing the curves nearly as much
 CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
 # What may differ between a run and its `--resume`: where things are, not what is computed.
 PLACES = ("resume", "results", "data_root", "device", "deterministic")
@@ -281,6 +282,7 @@ class Run:
         config: the script's header, a dataclass with `results`, `seed` and `resume`.
         name: of the folder; the script's own if None.
         sha256: of the data (`data/train`) and of the checkpoints (`judge/checkpoint.pt`) that the run is made from.
+        draw: draws the curves into the folder, from its log.jsonl; every DRAWN_EVERY seconds, and at the end.
         upstream: what the run takes from earlier stages, such as their encoding; part of the checkpoint's config.
 
     Attributes:
@@ -289,16 +291,17 @@ class Run:
 
     def __init__(
         self, stage: str, config: Any, device: torch.device, name: str | None = None,
-        sha256: dict[str, str] | None = None, **upstream: Any,
+        sha256: dict[str, str] | None = None, draw: Callable[[Path], Any] | None = None, **upstream: Any,
     ) -> None:  # fmt: skip
-        self.stage, self.device, self.seed = stage, device, config.seed
+        self.stage, self.device, self.seed, self.draw = stage, device, config.seed, draw
         self.folder = Path(config.results) / (name or stage)
         self.config = {**plain(config), **upstream}
         self.sha256 = sha256 or {}
         self.history: list[dict] = []
         self.best: int | None = None  # epoch
         self.networks: dict[str, nn.Module] = {}
-        self.started = time.perf_counter()
+        self.started = self.drawn = time.perf_counter()
+        self.revision = revision()  # of the code that runs, whatever is committed meanwhile
         hold(self.folder)
         probe(self.folder)
         self.done: dict[str, Any] | None = None
@@ -377,11 +380,8 @@ class Run:
             for name in sorted(here, key="log.jsonl".__eq__):  # the log last: by it the folder is known as a run's
                 (self.folder / name).unlink()
 
-    def end_epoch(self, record: dict[str, float], best: bool, draw: Callable[[Path], Any] | None = None) -> None:
-        """Record a finished epoch; if `best`, make its networks the ones that later stages load.
-
-        `draw` draws the epoch's pictures into the folder, whose log.jsonl knows the epoch already.
-        """
+    def end_epoch(self, record: dict[str, float], best: bool) -> None:
+        """Record a finished epoch; if `best`, make its networks the ones that later stages load."""
         for name, network in self.networks.items():
             if not finite(network.state_dict()):
                 raise diverged(f"the weights of the {name} are not finite at the end of epoch {record['epoch']}")
@@ -392,9 +392,8 @@ class Run:
         self.history.append(record)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
         write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
-        if draw and rank() == 0:
-            draw(self.folder)
-            self._refuse_vanished()
+        if now - self.drawn >= DRAWN_EVERY:
+            self._draw()
         self.best = record["epoch"] if best else self.best
         state = {name: part.state_dict() for name, part in self._state.items()}
         last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best}
@@ -417,6 +416,7 @@ class Run:
     def finish(self, metrics: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
         """Write the numbers at the end, into the checkpoint too; with the hashes of what was used since the beginning."""
         self._refuse_vanished()
+        self._draw()
         path = self.folder / "checkpoint.pt"
         checkpoint = load_checkpoint(path, self.stage)
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
@@ -436,6 +436,12 @@ class Run:
         release(self.folder)
         meet()  # the run is complete for all of them, or for none
 
+    def _draw(self) -> None:
+        if self.draw and rank() == 0:
+            self.draw(self.folder)
+            self._refuse_vanished()
+            self.drawn = time.perf_counter()
+
     def _refuse_vanished(self) -> None:
         if not self.folder.is_dir() or not still_held(self.folder):
             raise UserError(
@@ -451,7 +457,7 @@ class Run:
             "epoch": record["epoch"],
             "metrics": record,
             "seed": self.seed,
-            "revision": revision(),
+            "revision": self.revision,
             "versions": versions(),
             "sha256": self.sha256,
         }

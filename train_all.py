@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, float]:
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
     made_from = data.sha256(train=train, validation=validation)
     made_from |= runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")
-    run = runs.Run("train_all", config, device, config.name, made_from, **upstream)
+    run = runs.Run("train_all", config, device, config.name, made_from, draw_curves, **upstream)
     if run.done:
         return run.done
     first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
@@ -170,7 +170,7 @@ def main(config: Config) -> dict[str, float]:
         )
         best = record["validation_loss"] < min((line["validation_loss"] for line in run.history), default=float("inf"))
         save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
-        run.end_epoch(record, best, draw_curves)
+        run.end_epoch(record, best)
 
     best = run.load_best()
     test = data.load_heard(dataset, "test", config.data_root, device)

@@ -71,7 +71,8 @@ def main(config: Config) -> dict[str, float]:
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
-    run = runs.Run("train_vggish", config, device, sha256=data.sha256(train=train, validation=validation))
+    made_from = data.sha256(train=train, validation=validation)
+    run = runs.Run("train_vggish", config, device, sha256=made_from, draw=draw_curves)
     if run.done:
         return run.done
     first = run.restore(vggish=network, optimiser=optimiser, scheduler=scheduler)
@@ -93,7 +94,7 @@ def main(config: Config) -> dict[str, float]:
         record = {"epoch": epoch, "loss": mean_loss.read()}
         record["validation_accuracy"] = accuracy(ear, network, validation, device)
         best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
-        run.end_epoch(record, best, lambda folder: figures.save_curves(folder, [["loss"], ["validation_accuracy"]]))
+        run.end_epoch(record, best)
 
     run.load_best()
     test = data.load_heard(config.dataset, "test", config.data_root, device)
@@ -106,6 +107,10 @@ def main(config: Config) -> dict[str, float]:
     run.finish(metrics, data.sha256(test=test))
     print(f"sounds told apart: {metrics['test_accuracy']:.2%} of the test set. {run.folder}. Next: mnist_classify_train.py")
     return metrics
+
+
+def draw_curves(folder: Path) -> None:
+    figures.save_curves(folder, [["loss"], ["validation_accuracy"]])
 
 
 @torch.no_grad()

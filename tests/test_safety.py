@@ -191,12 +191,18 @@ class Settings:
     epochs: int = 2
 
 
-def small_stage(config: Settings, picture: Callable[[Path], object] | None = None) -> dict:
+def draw_losses(folder: Path) -> None:
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    grey = (50 * np.array([losses])).astype(np.uint8)
+    runs.write(folder / "x.png", Image.fromarray(grey).save)
+
+
+def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) -> dict:
     """All that a stage does with its folder, around a network of eight weights."""
     torch.manual_seed(config.seed)
     network = nn.Linear(3, 2)
     optimiser = torch.optim.Adam(network.parameters(), 0.1)
-    run = runs.Run("small", config, torch.device("cpu"), sha256={"data/train": "0"})
+    run = runs.Run("small", config, torch.device("cpu"), sha256={"data/train": "0"}, draw=draw)
     if run.done:
         return run.done
     first = run.restore(network=network, optimiser=optimiser)
@@ -207,9 +213,7 @@ def small_stage(config: Settings, picture: Callable[[Path], object] | None = Non
             loss = network(torch.rand(4, 3)).square().mean()
             runs.step(loss, optimiser)
             mean.add(loss)
-            grey = (50 * network.weight.detach()).clamp(0, 255).nan_to_num().byte().numpy()
-        draw = picture or (lambda folder, grey=grey: runs.write(folder / "x.png", Image.fromarray(grey).save))
-        run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1, draw=draw)
+        run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1)
     run.load_best()
     metrics = {"loss": run.history[-1]["loss"]}
     run.finish(metrics)
@@ -217,12 +221,13 @@ def small_stage(config: Settings, picture: Callable[[Path], object] | None = Non
 
 
 @pytest.fixture
-def unknown_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """git takes longer than all the rest of a small stage."""
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small stage asks no git, which takes longer than all the rest, and draws in every epoch."""
     monkeypatch.setattr(runs, "revision", lambda: None)
+    monkeypatch.setattr(runs, "DRAWN_EVERY", 0)
 
 
-def test_a_kill_before_any_write_loses_nothing(tmp_path: Path, unknown_revision: None) -> None:
+def test_a_kill_before_any_write_loses_nothing(tmp_path: Path, small: None) -> None:
     undisturbed = Settings(tmp_path / "undisturbed")
     small_stage(undisturbed)
     start = tmp_path / "start"
@@ -256,9 +261,25 @@ def test_a_kill_before_any_write_loses_nothing(tmp_path: Path, unknown_revision:
     assert number > 30
 
 
-def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed_one(
-    tmp_path: Path, unknown_revision: None
+@pytest.mark.parametrize(("every", "seen"), [(0, [1, 2, 3, 3]), (1e9, [3])])
+def test_curves_are_drawn_now_and_then_and_at_the_end(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, every: float, seen: list[int]
 ) -> None:
+    monkeypatch.setattr(runs, "DRAWN_EVERY", every)
+    drawn: list[int] = []
+    small_stage(Settings(tmp_path, epochs=3), lambda folder: drawn.append((folder / "log.jsonl").read_text().count("\n")))
+    assert drawn == seen
+
+
+def test_a_run_names_the_code_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "revision", lambda: "old")
+    committed = lambda folder: monkeypatch.setattr(runs, "revision", lambda: "new")  # noqa: E731
+    monkeypatch.setattr(runs, "DRAWN_EVERY", 0)
+    small_stage(Settings(tmp_path), committed)
+    assert runs.read_metrics(tmp_path / "small")["revision"] == "old"
+
+
+def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed_one(tmp_path: Path, small: None) -> None:
     small_stage(Settings(tmp_path / "undisturbed"))
     draw = random.Random(0)
     for attempt in range(4 * THOROUGH):
@@ -449,7 +470,7 @@ def said_in_a_child(work: Callable[[], object], capfd: pytest.CaptureFixture[str
 
 
 def test_a_full_disk_is_told_and_the_last_epoch_stays(
-    tmp_path: Path, unknown_revision: None, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
     assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
@@ -457,7 +478,7 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
 
     def with_little_space() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))  # bytes: the log fits, a checkpoint does not
-        small_stage(replace(config, resume=True), picture=lambda folder: None)
+        small_stage(replace(config, resume=True), draw=lambda folder: None)
 
     said = said_in_a_child(with_little_space, capfd)
     assert "cannot be written" in said and "free or unlock the folder" in said
@@ -482,7 +503,7 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, capfd: pytest.
     assert "locked/small cannot be written ([Errno 13] Permission denied" in said
 
 
-def test_a_folder_that_vanished_is_told(tmp_path: Path, unknown_revision: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_vanished_is_told(tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]) -> None:
     def vanishing(folder: Path) -> None:
         if len((folder / "log.jsonl").read_text().splitlines()) == 2:
             shutil.rmtree(folder.parent)
@@ -500,7 +521,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "small" / "diary.txt").read_text() == "mine"
 
 
-def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(tmp_path: Path, unknown_revision: None) -> None:
+def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(tmp_path: Path, small: None) -> None:
     config = Settings(tmp_path)
     assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
     stopped = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
@@ -516,7 +537,7 @@ def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_last_epoch_stays(
-    tmp_path: Path, unknown_revision: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, seen = runs.Mean.add, []
     monkeypatch.setattr(
@@ -537,9 +558,7 @@ def test_losses_are_read_rarely_on_a_gpu_and_the_step_is_still_named() -> None:
         mean.read()
 
 
-def test_weights_that_are_not_finite_are_never_kept(
-    tmp_path: Path, unknown_revision: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     step, steps = runs.step, []
 
     def overflowing(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
