@@ -360,8 +360,13 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the run and its judges were made with, but for seeds, names and places."""
-    configs = {stage: entry["config"] for stage, entry in metrics["stages"].items()}
+    """Everything that the run and its judges were made with, but for seeds, names and places. A setting that an older run
+    did not know yet has its default, by which, as is the custom here, nothing changed."""
+    scripts = {script.__name__: script for script in (train_vggish, mnist_classify_train, emnist_dcgan, train_all)}
+    scripts["judge"] = mnist_classify_train
+    configs = {
+        stage: {**runs.plain(scripts[stage].Config()), **entry["config"]} for stage, entry in metrics["stages"].items()
+    }
     configs["judges"] = metrics["judge_settings"]
     left_out = {*runs.PLACES, "seed", "name"}
     return {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}

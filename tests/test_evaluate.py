@@ -277,6 +277,17 @@ def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(metrics: dict, tmp_
     assert set(ours["columns"]) == set(evaluate.COLUMNS)
 
 
+def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict, tmp_path: Path) -> None:
+    folders = [rating(metrics, tmp_path / f"{seed}", seed, 0.5, augmentation=0.0) for seed in range(2)]
+    older = json.loads((folders[1] / "metrics.json").read_text())
+    del older["stages"]["train_all"]["config"]["augmentation"]
+    (folders[1] / "metrics.json").write_text(json.dumps(older))
+    folders.append(rating(metrics, tmp_path / "2", 2, 0.5, augmentation=0.5))
+    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    assert [row["seeds"] for row in rows] == [[0, 1], [2]]
+    assert [row["settings"] for row in rows] == [{"train_all.augmentation": 0.0}, {"train_all.augmentation": 0.5}]
+
+
 def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:
     one, same = (rating(metrics, tmp_path / name, 0, 0.5) for name in ("one", "same"))
     (tmp_path / "damaged").mkdir()

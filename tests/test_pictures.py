@@ -200,9 +200,11 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path, photo: Path) -> None:
     whole = photo.read_bytes()
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
-    for name, content in {"cut.png": whole[: len(whole) // 2], "empty.png": b"", "text.png": b"hello"}.items():
+    broken = whole[:36] + b"\0" + whole[37:]  # the second chunk's length, for which Pillow raises a SyntaxError
+    contents = {"cut.png": whole[: len(whole) // 2], "broken.png": broken, "empty.png": b"", "text.png": b"hello"}
+    for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    for name in ("cut.png", "empty.png", "text.png", "float.tif"):
+    for name in (*contents, "float.tif"):
         with pytest.raises(runs.UserError, match=f"{name} is damaged, or no picture that Pillow reads"):
             pictures.read(tmp_path / name)
     with pytest.raises(runs.UserError, match="missing.png is missing; give a picture"):
