@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -842,6 +841,8 @@ def _fits(optimiser: torch.optim.Optimizer) -> bool:
 
 
 def versions() -> dict[str, str]:
+    import torchvision  # which takes as long as PyTorch itself, and the translator's command does without
+
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
