@@ -4,7 +4,7 @@
     python -m ims.draw --results other/results
 
 Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
-sound-consistent, the first test digit of each class), epochs.png (what the judge says over the epochs) and samples.png;
+sound-consistent, the first test digit of each class), epochs.png (what the judge says, the more was heard) and samples.png;
 copies of pictures that other scripts left, where they did: soundscapes.png, twins.png, unheard.png, ratings.png, sheet.png;
 and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by its index, none
 by its beauty.
@@ -60,7 +60,9 @@ def main(config: Config) -> None:
         rows[title] = train_all.imagine(ear, network, generator, digits)[0]
     figures.save_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
-    draw_epochs(config.out / "epochs.png", {title: config.results / name / "log.jsonl" for title, name in names.items()})
+    train = data.load_heard(dataset, "train", config.data_root, "cpu")
+    folders = {title: config.results / name for title, name in names.items()}
+    draw_epochs(config.out / "epochs.png", folders, len(train.labels))
     for picture in COPIED:
         source = config.results / picture
         if source.exists():
@@ -100,8 +102,9 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
     save(path, figure)
 
 
-def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
-    """What the training classifier and the judge read right, and what finds its source, over the epochs."""
+def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
+    """What the training classifier and the judge read right, and what finds its source, after every epoch: over the sounds
+    heard until then, as epochs are of any length; `images` where none was given."""
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
     panels = {
         "accuracy": "read right by the classifier\nthat is to be pleased",
@@ -109,11 +112,12 @@ def draw_epochs(path: Path, logs: dict[str, Path]) -> None:
         "retrieval": "finds its source among 1,000",
     }
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        for label, log in logs.items():
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
-            axis.plot([line["epoch"] for line in lines], [line[f"validation_{name}"] for line in lines], ".-", label=label)
-        axis.set(title=title, xlabel="epoch", ylim=(-0.02, 1.02))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        for label, folder in folders.items():
+            heard = (runs.read_metrics(folder)["config"]["images_per_epoch"] or images) / 1000
+            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            x, y = [heard * line["epoch"] for line in lines], [line[f"validation_{name}"] for line in lines]
+            axis.plot(x, y, ".-", label=label)
+        axis.set(title=title, xlabel="thousands of sounds heard", ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of the validation part")
     axes[2].legend(loc="center right")
