@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -113,15 +112,20 @@ def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: flo
         torch.stack([angle.cos() * size, -angle.sin() * size, 2 * shift * shift_x], 1),
         torch.stack([angle.sin() * size, angle.cos() * size, 2 * shift * shift_y], 1),
     ]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the places to half a pixel
+        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        return F.grid_sample(images.float() + 1, grid, align_corners=False) - 1
+
+
+def varied(images: Tensor, augmentation: float) -> Tensor:
+    """`(B, 1, H, W)` images in [-1, 1], each turned by up to 10 degrees, shifted by up to 4 % of its width and scaled by up
+    to 10 %, all times `augmentation`."""
+    return random_affine(images, 10 * augmentation, 0.04 * augmentation, 0.1 * augmentation)
 
 
 def augmented(images: Tensor, augmentation: float) -> Tensor:
-    """`(B, H, W)` uint8 -> `(B, H, W)` float32 in [0, 1]: each turned by up to 10 degrees, shifted by up to 4 % of its width
-    and scaled by up to 10 %, all times `augmentation`."""
-    degrees, shift, scale = 10 * augmentation, 0.04 * augmentation, 0.1 * augmentation
-    return random_affine(images[:, None].float() / 127.5 - 1, degrees, shift, scale)[:, 0].add(1).div(2).clamp(0, 1)
+    """`(B, H, W)` uint8 -> `(B, H, W)` float32 in [0, 1], each as `varied` has it."""
+    return varied(images[:, None].float() / 127.5 - 1, augmentation)[:, 0].add(1).div(2).clamp(0, 1)
 
 
 def as_drawn(seen: Tensor) -> Tensor:
@@ -261,6 +265,8 @@ def _is_idx(path: Path) -> bool:
 
 def _handwritten(part: Part) -> Digits:
     """scikit-learn's 8 x 8 digits (UCI, E. Alpaydin and C. Kaynak, 1998), enlarged to 20 x 20 in 28 x 28, as in MNIST."""
+    from sklearn.datasets import load_digits  # a fifth of the start of a stage, and MNIST does without
+
     small, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(small.reshape(-1, 1, 8, 8)).float() / 16
     images = F.interpolate(small, (20, 20), mode="bicubic").clamp(0, 1).mul(255).round().byte()
