@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.signal import firwin
 from torch import Tensor, nn
 
 import data
@@ -143,6 +142,8 @@ class Resample(nn.Module):
                 f"sounds of {from_hz} Hz cannot be resampled to {to_hz} Hz within memory: the rates have only {common} in "
                 "common; set sample_rate to 16000, 22050, 44100 or 48000."
             )
+        from scipy.signal import firwin  # a tenth of the start of a stage, and 16,000 Hz needs no resampling
+
         half = 10 * max(self.up, self.down)
         taps = self.up * firwin(2 * half + 1, 1 / max(self.up, self.down), window=("kaiser", 5.0))
         # Output n is sum over k of taps[half + n * down - k * up] * x[k]. Of one block of `up` outputs, that needs the
