@@ -1,5 +1,6 @@
 """What the tests share: tiny headers of every stage, and one chain of all four, run through its real command lines."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -19,6 +20,12 @@ CHAIN = {  # script -> its flags, in the order of the stages
 }
 
 
+def pytest_configure() -> None:
+    """One thread for the BLAS of NumPy and SciPy in each of pytest-xdist's processes, which start after this: two of two
+    threads each wait for one another, and a product that takes half a second alone took seventeen."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def script(name: str, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run a stage as a user does; `launcher` stands between Python and the script."""
     environment = {**os.environ, "LISTEN_DATA": "/nonexistent", "OMP_NUM_THREADS": "1"}
@@ -28,12 +35,22 @@ def script(name: str, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results folder that the four scripts left. Read it only; `results` is a copy to write into."""
-    results = tmp_path_factory.mktemp("chain") / "results"
-    for name, flags in CHAIN.items():
-        done = script(name, *flags, "--results", str(results))
-        assert done.returncode == 0, done.stderr
-    return results
+    """The results folder that the four scripts left. Read it only; `results` is a copy to write into.
+
+    The processes of pytest-xdist share it: who asks first makes it, who asks meanwhile waits.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "chain"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder / "results", ignore_errors=True)
+            for name, flags in CHAIN.items():
+                done = script(name, *flags, "--results", str(folder / "results"))
+                assert done.returncode == 0, done.stderr
+            (folder / "finished").touch()
+    return folder / "results"
 
 
 @pytest.fixture
