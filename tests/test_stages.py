@@ -256,12 +256,23 @@ def test_every_term_of_the_objective_counts(results: Path) -> None:
     learned = []
     published = {"epochs": 1, "images_per_epoch": 64, "sound_consistency": 0.0, "detail": 0.0, "grey": 0.0}
     published["rehearsal"] = 0.0  # which changes the batch whatever its weight, and so has a test of its own
-    terms = ("sound_consistency", "detail", "grey")
+    terms = ("sound_consistency", "detail", "grey", "classifier_augmentation")
     for name in ("epochs", *terms):  # one epoch, and nothing besides: the published objective
         train_all.main(config(*STAGES[3], results, **{**published, name: 1, "name": name}))
         learned.append(weights(results / name / "checkpoint.pt")["vggish.features.0.weight"])
     for position, one in enumerate(learned):
         assert not any(torch.equal(one, other) for other in learned[:position])
+
+
+def test_what_the_classifier_reads_is_varied_and_what_sounds_is_not(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "varied", lambda images, _: images * 0)  # so that no reading teaches anything
+    schedule = {"epochs": 1, "joint_epochs": 0, "images_per_epoch": 64, "rehearsal": 0.0, "augmentation": 0.0}
+    before = weights(results / "train_vggish" / "checkpoint.pt")["vggish.features.0.weight"]
+    for augmentation, consistency, learned in ((1.0, 0.0, False), (1.0, 1.0, True), (0.0, 0.0, True)):
+        terms = {"classifier_augmentation": augmentation, "sound_consistency": consistency}
+        train_all.main(config(*STAGES[3], results, **schedule, **terms))
+        now = weights(results / "train_all" / "checkpoint.pt")["vggish.features.0.weight"]
+        assert torch.equal(now, before) == (not learned)
 
 
 def test_sound_distance_is_zero_for_the_heard_image_as_seen_and_leads_back_to_it() -> None:
@@ -388,13 +399,13 @@ def test_stage_two_learns_to_read(tmp_path: Path) -> None:
 
 def test_the_generator_learns_where_the_ink_is(results: Path) -> None:
     rates = {"learning_rate": 1e-3, "discriminator_learning_rate": 2e-4, "instance_noise": 0.5}
-    emnist_dcgan.main(config(*STAGES[2], results, epochs=2, images_per_epoch=2240, width=16, **rates))
+    emnist_dcgan.main(config(*STAGES[2], results, epochs=1, images_per_epoch=1600, batch=16, width=16, **rates))
     generator, _ = train_all.load_memory(train_all.Config(results=results), "handwritten", torch.device("cpu"))
     drawn = emnist_dcgan.draw(generator, emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
     torch.manual_seed(0)
     untrained = emnist_dcgan.draw(Generator(16), emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
     real = data.as_seen(data.load_remembered("printed", "validation", Path(), "cpu").images).mean(0, keepdim=True)
-    assert ratings.similarity(drawn, real).item() > 0.7  # of seeds 0 to 2, the least is 0.84; at width 8 it is a lottery
+    assert ratings.similarity(drawn, real).item() > 0.6  # of seeds 0 to 2, the least is 0.76; at width 8 it is a lottery
     assert ratings.similarity(untrained, real).abs().item() < 0.3
 
 
@@ -406,6 +417,11 @@ def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
     turned = data.random_affine(images, 180.0)
     assert len({tuple(image.flatten().tolist()) for image in turned}) == 64
     assert turned.min() == -1
+    torch.manual_seed(1)
+    expected = data.random_affine(images, 10.0)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(data.random_affine(images, 10.0), expected)
     mass, before = (turned + 1).sum((1, 2, 3)), (images + 1).sum((1, 2, 3))
     torch.testing.assert_close(mass, before, rtol=0.05, atol=0)  # a rotation keeps the ink
     scaled = (data.random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
@@ -481,7 +497,7 @@ def test_on_a_gpu_a_stage_gives_what_it_gives_on_the_cpu_and_no_step_waits(
     stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the first batch of each epoch is watched, since what is made once may come from the CPU."""
-    every_term = {"epochs": 2, "detail": 1.0, "grey": 1.0, "distance": "multiscale"}
+    every_term = {"epochs": 2, "detail": 1.0, "grey": 1.0, "distance": "multiscale", "classifier_augmentation": 1.0}
     turned = {"rotation": 10.0}
     settings = {**settings, "epochs": 1, **{train_all: every_term, mnist_classify_train: turned}.get(stage, {})}
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
