@@ -31,7 +31,7 @@ evaluate-demo: install
 # What spares the GAN steps where the network is narrow; the published settings are the script's defaults.
 GAN := --batch 32 --learning-rate 1e-3 --discriminator-learning-rate 2e-4 --instance-noise 0.5
 CONSISTENT := --sound-consistency 1 --distance multiscale --rehearsal 5 --detail 10 --grey 0.5 --generator-rate 0.2 --no-dropout \
-	--augmentation 0.5
+	--augmentation 0.5 --classifier-augmentation 1
 
 test: install
 	$(PY) -m pytest
