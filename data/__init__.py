@@ -112,7 +112,7 @@ def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: flo
         torch.stack([angle.cos() * size, -angle.sin() * size, 2 * shift * shift_x], 1),
         torch.stack([angle.sin() * size, angle.cos() * size, 2 * shift * shift_y], 1),
     ]
-    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the places to half a pixel
+    with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the places
         grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
         return F.grid_sample(images.float() + 1, grid, align_corners=False) - 1
 
@@ -265,7 +265,7 @@ def _is_idx(path: Path) -> bool:
 
 def _handwritten(part: Part) -> Digits:
     """scikit-learn's 8 x 8 digits (UCI, E. Alpaydin and C. Kaynak, 1998), enlarged to 20 x 20 in 28 x 28, as in MNIST."""
-    from sklearn.datasets import load_digits  # a fifth of the start of a stage, and MNIST does without
+    from sklearn.datasets import load_digits  # a tenth of the start of a stage, and MNIST does without
 
     small, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(small.reshape(-1, 1, 8, 8)).float() / 16
