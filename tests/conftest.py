@@ -21,14 +21,14 @@ CHAIN = {  # script -> its flags, in the order of the stages
 
 
 def pytest_configure() -> None:
-    """One thread for the BLAS of NumPy and SciPy in each of pytest-xdist's processes, which start after this: two of two
-    threads each wait for one another, and a product that takes half a second alone took seventeen."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """One thread for every process that starts after this, pytest-xdist's and the scripts: two of two threads each wait for
+    one another in the BLAS of NumPy, where a product that takes half a second alone took seventeen."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def script(name: str, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run a stage as a user does; `launcher` stands between Python and the script."""
-    environment = {**os.environ, "LISTEN_DATA": "/nonexistent", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "LISTEN_DATA": "/nonexistent"}
     command = [sys.executable, *launcher, str(ROOT / name), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
