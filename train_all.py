@@ -32,6 +32,8 @@ from models.vggish import VGGish
 from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
+LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
+
 
 @dataclass(frozen=True)
 class Config:
@@ -42,8 +44,9 @@ class Config:
     sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
     # 0: the published objective. Measured on MNIST, in the README's runs: 99.2 % read right by the classifier, 76.3 % by the
     # judge, one prototype per class (retrieval among 1,000: 1.2 %). 1, with what serves it: 99.0 %, 98.8 %, 98 %
-    distance: Literal["absolute", "squared", "multiscale"] = "absolute"  # of the log-mels; multiscale: the mean of the
-    # absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs more than a ripple
+    distance: Literal["absolute", "squared", "multiscale", "loudness"] = "absolute"  # of the log-mels; multiscale: the mean
+    # of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs more than a ripple;
+    # loudness: the same of the squared ones of the loudness (sound_distance), in which near-silence counts for little
     leak: float = 1.0  # share of the gradient that passes a pixel which the contrast saturates (VoiceTranslator.forward);
     # at 0, the true gradient, a pixel imagined white where black was heard is never told
     detail: float = 0.0  # weight of what no sound can tell: the imagined image's difference to the nearest one that 28 x 28
@@ -257,8 +260,13 @@ def remember(memory: Generator, count: int, device: torch.device) -> Tensor:
 def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0, kind: str = "absolute") -> Tensor:
     """How the imagined images, `(B, 1, 64, 64)` in [-1, 1], would sound, against what was heard, `(B, 1, frames, 64)`: the
     mean absolute, or squared, difference of the log-mels, or of "multiscale" the mean over three resolutions, each half the
-    one before in time and in pitch. 0 for the heard image, as seen."""
-    difference = ear(data.as_drawn(imagined), leak) - heard
+    one before in time and in pitch. "loudness" is the mean squared difference of the loudness, over the same resolutions:
+    the mel magnitudes to the power of 0.6 (S. S. Stevens, J. Acoust. Soc. Am. 27, 1955). 0 for the heard image, as seen."""
+    told = ear(data.as_drawn(imagined), leak)
+    if kind == "loudness":
+        difference = torch.exp(LOUDNESS * told) - torch.exp(LOUDNESS * heard)
+        return torch.stack([F.avg_pool2d(difference, k).square().mean() for k in (1, 2, 4)]).mean()
+    difference = told - heard
     if kind == "squared":
         return difference.square().mean()
     if kind == "absolute":

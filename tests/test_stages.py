@@ -295,11 +295,16 @@ def test_sound_distances_agree_with_numpy() -> None:
     imagined = data.as_seen(images[:3])
     one, other = ear(images[:3]).double().numpy(), ear(images[3:])
     difference = (one - other.numpy())[:, 0]  # 3 x 112 x 64
-    halves = [difference.reshape(3, 112 // k, k, 64 // k, k).mean((2, 4)) for k in (1, 2, 4)]
+    louder = (np.exp(one) ** 0.6 - np.exp(other.double().numpy()) ** 0.6)[:, 0]
+
+    def halves(difference: np.ndarray) -> list[np.ndarray]:
+        return [difference.reshape(3, 112 // k, k, 64 // k, k).mean((2, 4)) for k in (1, 2, 4)]
+
     expected = {
         "absolute": abs(difference).mean(),
         "squared": (difference**2).mean(),
-        "multiscale": sum(abs(half).mean() for half in halves) / 3,
+        "multiscale": sum(abs(half).mean() for half in halves(difference)) / 3,
+        "loudness": sum((half**2).mean() for half in halves(louder)) / 3,
     }
     for kind, value in expected.items():
         assert train_all.sound_distance(ear, imagined, other, kind=kind).item() == pytest.approx(value, rel=1e-3)
@@ -316,6 +321,19 @@ def test_to_the_multiscale_distance_a_ripple_weighs_less_than_what_neighbours_ag
         assert agreed == pytest.approx(0.25 if kind == "squared" else 0.5, rel=1e-3)
         rippled = train_all.sound_distance(ear, imagined, heard + ripple, kind=kind).item()
         assert rippled == pytest.approx(of_ripple, rel=1e-3)
+
+
+def test_near_silence_counts_for_the_log_mels_but_hardly_for_the_loudness() -> None:
+    ear = Ear(Encoding())
+    images = data.load_heard("handwritten", "train", Path(), "cpu").images[:2]
+    heard, imagined = ear(images), data.as_seen(images)
+    loud = heard > 0
+    assert 0.1 < loud.double().mean() < 0.9
+    for kind, least, most in (("multiscale", 0.5, 5), ("loudness", 0, 0.02)):
+        quiet, loudly = (
+            train_all.sound_distance(ear, imagined, heard + 0.3 * part, kind=kind).item() for part in (~loud, loud)
+        )
+        assert least < quiet / loudly < most
 
 
 def test_rehearsal_teaches_to_imagine_a_memory_from_its_sound(results: Path) -> None:
@@ -497,7 +515,7 @@ def test_on_a_gpu_a_stage_gives_what_it_gives_on_the_cpu_and_no_step_waits(
     stage: object, settings: dict, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the first batch of each epoch is watched, since what is made once may come from the CPU."""
-    every_term = {"epochs": 2, "detail": 1.0, "grey": 1.0, "distance": "multiscale", "classifier_augmentation": 1.0}
+    every_term = {"epochs": 2, "detail": 1.0, "grey": 1.0, "distance": "loudness", "classifier_augmentation": 1.0}
     turned = {"rotation": 10.0}
     settings = {**settings, "epochs": 1, **{train_all: every_term, mnist_classify_train: turned}.get(stage, {})}
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
