@@ -107,10 +107,13 @@ QUICK = Schedule(
 )  # fmt: skip
 UNREHEARSED = {"sound_consistency": 1.0, "detail": 10.0, "grey": 0.5, "generator_rate": 0.2, "dropout": False}
 OBJECTIVES = {
-    "sound-consistent": {**UNREHEARSED, "distance": "multiscale", "rehearsal": 5.0},
+    "sound-consistent": {
+        **UNREHEARSED, "distance": "loudness", "grey": 1.0, "rehearsal": 5.0, "augmentation": 0.5,
+        "classifier_augmentation": 1.0,
+    },
     "unrehearsed": UNREHEARSED,
     "published": {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "generator_rate": 1.0, "dropout": True},
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -297,12 +297,14 @@ def test_the_objective_and_the_memory_that_are_named_reach_the_stages() -> None:
     config = compare_encodings.Config(quick=True, split="byclass", file="test")
     schedule = compare_encodings.scheduled(config)
     imagine = schedule.imagine
-    assert (imagine.sound_consistency, imagine.detail, imagine.grey, imagine.generator_rate) == (1, 10, 0.5, 0.2)
-    assert (imagine.distance, imagine.rehearsal) == ("multiscale", 5)
+    assert (imagine.sound_consistency, imagine.detail, imagine.grey, imagine.generator_rate) == (1, 10, 1, 0.2)
+    assert (imagine.distance, imagine.rehearsal) == ("loudness", 5)
+    assert (imagine.augmentation, imagine.classifier_augmentation) == (0.5, 1)
     assert not schedule.imagine.dropout
     assert (schedule.remember.split, schedule.remember.file) == ("byclass", "test")
     unrehearsed = compare_encodings.scheduled(compare_encodings.Config(quick=True, objective="unrehearsed")).imagine
-    assert unrehearsed == dataclasses.replace(imagine, distance="absolute", rehearsal=0.0)
+    terms = {"distance": "absolute", "grey": 0.5, "rehearsal": 0.0, "augmentation": 0.0, "classifier_augmentation": 0.0}
+    assert unrehearsed == dataclasses.replace(imagine, **terms)
     published = compare_encodings.scheduled(compare_encodings.Config(objective="published")).imagine
     assert (published.sound_consistency, published.detail, published.grey, published.dropout) == (0, 0, 0, True)
 
