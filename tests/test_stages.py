@@ -336,6 +336,32 @@ def test_near_silence_counts_for_the_log_mels_but_hardly_for_the_loudness() -> N
         assert least < quiet / loudly < most
 
 
+def test_where_loudness_comes_first_the_log_mels_count_in_the_last_fifth_of_the_run(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, told = train_all.sound_distance, []
+
+    def watched(*said: object, **named: object) -> Tensor:
+        distance = measured(*said, **named)
+        if distance.requires_grad:  # a step of learning, not a rating
+            told.append([distance.item(), *(measured(*said[:4], kind).item() for kind in ("loudness", "multiscale"))])
+        return distance
+
+    monkeypatch.setattr(train_all, "sound_distance", watched)
+    schedule = {"epochs": 4, "joint_epochs": 4, "sound_consistency": 1.0, "distance": "loudness-first"}
+    train_all.main(config(*STAGES[3], results, **schedule))
+    assert len(told) > 10
+    first = round(0.8 * len(told) + 0.49)
+    assert all(now == loudness != multiscale for now, loudness, multiscale in told[:first])
+    assert all(now == multiscale for now, _, multiscale in told[first:])
+    log = [json.loads(line) for line in (results / "train_all" / "log.jsonl").read_text().splitlines()]
+    ear, network, generator, dataset = train_all.load_model(results / "train_all" / "checkpoint.pt")
+    validation = data.load_heard(dataset, "validation", Path(), "cpu")
+    _, distance = train_all.imagine(ear, network, generator, validation, "multiscale")
+    best = min(log, key=lambda line: line["validation_loss"])
+    assert best["validation_sound_distance"] == pytest.approx(distance, rel=1e-4)  # the same measure for every epoch
+
+
 def test_rehearsal_teaches_to_imagine_a_memory_from_its_sound(results: Path) -> None:
     path = results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True)
