@@ -298,7 +298,7 @@ def test_the_objective_and_the_memory_that_are_named_reach_the_stages() -> None:
     schedule = compare_encodings.scheduled(config)
     imagine = schedule.imagine
     assert (imagine.sound_consistency, imagine.detail, imagine.grey, imagine.generator_rate) == (1, 10, 1, 0.2)
-    assert (imagine.distance, imagine.rehearsal) == ("loudness", 5)
+    assert (imagine.distance, imagine.rehearsal) == ("loudness-first", 5)
     assert (imagine.augmentation, imagine.classifier_augmentation) == (0.5, 1)
     assert not schedule.imagine.dropout
     assert (schedule.remember.split, schedule.remember.file) == ("byclass", "test")
