@@ -33,7 +33,7 @@ evaluate-demo: install
 GAN := --batch 32 --learning-rate 1e-3 --discriminator-learning-rate 2e-4 --instance-noise 0.5
 CONSISTENT := --sound-consistency 1 --rehearsal 5 --detail 10 --generator-rate 0.2 --no-dropout --augmentation 0.5
 LOG_MELS := --distance multiscale --grey 0.5
-LOUDNESS_FIRST := --distance loudness-first --grey 1 --classifier-augmentation 1
+LOUDNESS_FIRST := --distance multiscale --loudness-first 0.8 --grey 1 --classifier-augmentation 1
 
 test: install
 	$(PY) -m pytest

@@ -108,7 +108,7 @@ QUICK = Schedule(
 UNREHEARSED = {"sound_consistency": 1.0, "detail": 10.0, "grey": 0.5, "generator_rate": 0.2, "dropout": False}
 OBJECTIVES = {
     "sound-consistent": {
-        **UNREHEARSED, "distance": "loudness-first", "grey": 1.0, "rehearsal": 5.0, "augmentation": 0.5,
+        **UNREHEARSED, "distance": "multiscale", "loudness_first": 0.8, "grey": 1.0, "rehearsal": 5.0, "augmentation": 0.5,
         "classifier_augmentation": 1.0,
     },
     "unrehearsed": UNREHEARSED,

@@ -33,7 +33,6 @@ from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
-LOUDNESS_UNTIL = 0.8  # of the run, where loudness comes first
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class Config:
     sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
     # 0: the published objective. Measured on MNIST, in the README's runs: 99.2 % read right by the classifier, 76.3 % by the
     # judge, one prototype per class (retrieval among 1,000: 1.2 %). 1, with what serves it: 99.0 %, 98.8 %, 98 %
-    distance: Literal["absolute", "squared", "multiscale", "loudness", "loudness-first"] = "absolute"  # of the log-mels;
-    # multiscale: the mean of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs
-    # more than a ripple; loudness: the same of the squared ones of the loudness (sound_distance), in which near-silence
-    # counts for little; loudness-first: loudness, and in the last fifth of the run multiscale, which clears what lies
-    # between the strokes
+    distance: Literal["absolute", "squared", "multiscale", "loudness"] = "absolute"  # of the log-mels; multiscale: the mean
+    # of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs more than a ripple;
+    # loudness: the same of the squared ones of the loudness (sound_distance), in which near-silence counts for little
+    loudness_first: float = 0.0  # share of the run, from its start, in which the distance is that of loudness: it finds the
+    # shape sooner, and `distance` then clears what lies between the strokes
     leak: float = 1.0  # share of the gradient that passes a pixel which the contrast saturates (VoiceTranslator.forward);
     # at 0, the true gradient, a pixel imagined white where black was heard is never told
     detail: float = 0.0  # weight of what no sound can tell: the imagined image's difference to the nearest one that 28 x 28
@@ -146,7 +145,8 @@ def main(config: Config) -> dict[str, float]:
             cross_entropy = F.cross_entropy(logits, train.labels[index])
             loss = config.classifier_weight * cross_entropy
             if config.sound_consistency:
-                distance = sound_distance(ear, imagined, heard, config.leak, config.distance, done)
+                kind = "loudness" if done < config.loudness_first else config.distance
+                distance = sound_distance(ear, imagined, heard, config.leak, kind)
                 loss = loss + config.sound_consistency * distance
                 consistency.add(distance)
             if config.rehearsal:
@@ -260,24 +260,18 @@ def remember(memory: Generator, count: int, device: torch.device) -> Tensor:
         return memory(torch.randn(count, memory.noise_size, device=device))
 
 
-def sound_distance(
-    ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0, kind: str = "absolute", done: float = 1.0
-) -> Tensor:
+def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0, kind: str = "absolute") -> Tensor:
     """How the imagined images, `(B, 1, 64, 64)` in [-1, 1], would sound, against what was heard, `(B, 1, frames, 64)`: the
     mean absolute, or squared, difference of the log-mels, or of "multiscale" the mean over three resolutions, each half the
     one before in time and in pitch. "loudness" is the mean squared difference of the loudness, over the same resolutions:
-    the mel magnitudes to the power of 0.6 (S. S. Stevens, J. Acoust. Soc. Am. 27, 1955). "loudness-first" is that until the
-    share `done` of the run has come to 0.8, and "multiscale" from then on. 0 for the heard image, as seen."""
+    the mel magnitudes to the power of 0.6 (S. S. Stevens, J. Acoust. Soc. Am. 27, 1955). 0 for the heard image, as seen."""
     told = ear(data.as_drawn(imagined), leak)
-    if kind == "loudness" or (kind == "loudness-first" and done < LOUDNESS_UNTIL):
-        difference = torch.exp(LOUDNESS * told) - torch.exp(LOUDNESS * heard)
-        return torch.stack([F.avg_pool2d(difference, k).square().mean() for k in (1, 2, 4)]).mean()
+    if kind == "loudness":
+        told, heard = torch.exp(LOUDNESS * told), torch.exp(LOUDNESS * heard)
     difference = told - heard
-    if kind == "squared":
-        return difference.square().mean()
-    if kind == "absolute":
-        return difference.abs().mean()
-    return torch.stack([F.avg_pool2d(difference, k).abs().mean() for k in (1, 2, 4)]).mean()
+    resolutions = (1, 2, 4) if kind in ("multiscale", "loudness") else (1,)
+    levels = [F.avg_pool2d(difference, k) for k in resolutions]
+    return torch.stack([(x.square() if kind in ("squared", "loudness") else x.abs()).mean() for x in levels]).mean()
 
 
 def inaudible_detail(imagined: Tensor) -> Tensor:

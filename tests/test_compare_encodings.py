@@ -298,13 +298,13 @@ def test_the_objective_and_the_memory_that_are_named_reach_the_stages() -> None:
     schedule = compare_encodings.scheduled(config)
     imagine = schedule.imagine
     assert (imagine.sound_consistency, imagine.detail, imagine.grey, imagine.generator_rate) == (1, 10, 1, 0.2)
-    assert (imagine.distance, imagine.rehearsal) == ("loudness-first", 5)
+    assert (imagine.distance, imagine.loudness_first, imagine.rehearsal) == ("multiscale", 0.8, 5)
     assert (imagine.augmentation, imagine.classifier_augmentation) == (0.5, 1)
     assert not schedule.imagine.dropout
     assert (schedule.remember.split, schedule.remember.file) == ("byclass", "test")
     unrehearsed = compare_encodings.scheduled(compare_encodings.Config(quick=True, objective="unrehearsed")).imagine
-    terms = {"distance": "absolute", "grey": 0.5, "rehearsal": 0.0, "augmentation": 0.0, "classifier_augmentation": 0.0}
-    assert unrehearsed == dataclasses.replace(imagine, **terms)
+    terms = ("loudness_first", "rehearsal", "augmentation", "classifier_augmentation")
+    assert unrehearsed == dataclasses.replace(imagine, distance="absolute", grey=0.5, **dict.fromkeys(terms, 0.0))
     published = compare_encodings.scheduled(compare_encodings.Config(objective="published")).imagine
     assert (published.sound_consistency, published.detail, published.grey, published.dropout) == (0, 0, 0, True)
 

@@ -336,7 +336,7 @@ def test_near_silence_counts_for_the_log_mels_but_hardly_for_the_loudness() -> N
         assert least < quiet / loudly < most
 
 
-def test_where_loudness_comes_first_the_log_mels_count_in_the_last_fifth_of_the_run(
+def test_where_loudness_comes_first_the_other_distance_counts_in_the_rest_of_the_run(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, told = train_all.sound_distance, []
@@ -348,8 +348,8 @@ def test_where_loudness_comes_first_the_log_mels_count_in_the_last_fifth_of_the_
         return distance
 
     monkeypatch.setattr(train_all, "sound_distance", watched)
-    schedule = {"epochs": 4, "joint_epochs": 4, "sound_consistency": 1.0, "distance": "loudness-first"}
-    train_all.main(config(*STAGES[3], results, **schedule))
+    schedule = {"epochs": 4, "joint_epochs": 4, "sound_consistency": 1.0, "distance": "multiscale"}
+    train_all.main(config(*STAGES[3], results, **schedule, loudness_first=0.8))
     assert len(told) > 10
     first = round(0.8 * len(told) + 0.49)
     assert all(now == loudness != multiscale for now, loudness, multiscale in told[:first])
