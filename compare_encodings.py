@@ -316,7 +316,7 @@ def run_cell(config: Config, schedule: Schedule, memory: Path, cell: Cell, devic
     run_stage(train_vggish, replace(schedule.hear, **place, **heard, seed=cell.seed))
     run_stage(train_all, replace(schedule.imagine, **place, seed=cell.seed))
     save_shown(config, schedule, cell, device)
-    evaluate.main(replace(schedule.rate, **place, judges=memory / "judges"))
+    evaluate.main(replace(schedule.rate, **place, judges=memory / "judges", output=cell.folder / "evaluation"))
 
 
 def link_memory(folder: Path, memory: Path) -> None:

@@ -4,8 +4,8 @@
     python controls.py --name train_all_published     # or another run of stage three
 
 Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set once for
-each control, and writes `results/controls/` (for another `--name`: `results/controls_<name>/`): metrics.json, every number
-as a fraction, and two pictures.
+each control, and writes `results/controls/` (for another `--name`: `results/controls_<name>/`; with second thoughts:
+`results/controls_second_thoughts/`): metrics.json, every number as a fraction, and two pictures.
 
 * Another encoding: the same digits, sounded by a scheme that was not learned. A machine that hears must fail.
 * Permuted sounds: the sounds in another order than the images. It must draw the digit of the sound.
@@ -40,6 +40,7 @@ NULL_SHARE = 0.001  # of the test digits may be called twins where there is none
 @dataclass(frozen=True)
 class Config:
     name: str = "train_all"  # of the run of stage three, a folder in results/
+    second_thoughts: int = 0  # steps of them, as in evaluate.py
     seed: int = 0  # of the permutation
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
@@ -52,18 +53,21 @@ class Model:
     def __init__(self, config: Config, device: torch.device) -> None:
         path = config.results / config.name / "checkpoint.pt"
         self.ear, self.network, self.generator, self.dataset = train_all.load_model(path, device)
+        # It thinks with the ear that it has, whatever makes the sounds.
+        self.think_again = train_all.load_second_thoughts(config, self.ear, self.generator, self.dataset, device)
 
     def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
         """Images as the ear takes them, `(N, H, W)` uint8 -> imagined ones, `(N, 1, 64, 64)` in [-1, 1], and their mean
         sound distance to what was heard; `encoding` makes the sounds instead of the learned one."""
         ear = self.ear if encoding is None else Ear(encoding, self.ear.frames, self.ear.hop).to(images.device)
-        return train_all.imagine(ear, self.network, self.generator, data.Digits(images, images[:, 0, 0]))
+        digits = data.Digits(images, images[:, 0, 0])
+        return train_all.imagine(ear, self.network, self.generator, digits, think_again=self.think_again)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run the controls; returns what metrics.json says."""
     device = runs.choose_device(config.device)
-    output = config.results / ("controls" if config.name == "train_all" else f"controls_{config.name}")
+    output = config.results / evaluate.folder_of("controls", config)
     stages = evaluate.load_stages(config)
     runs.hold(output)
     runs.probe(output)

@@ -2,13 +2,15 @@
 
     python evaluate.py                                # rates results/train_all
     python evaluate.py --name train_all_published     # or another run of stage three
+    python evaluate.py --second-thoughts 8            # where the model is in doubt, it thinks again before it draws
     python evaluate.py --compare seed0/results seed1/results seed2/results    # several ratings, mean and spread over seeds
     python evaluate.py --verify                       # is results/ what it claims to be?
 
 Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set and
 writes `results/evaluation/` (for another `--name`: `results/evaluation_<name>/`): metrics.json, every number as a fraction;
 and index.html, one self-contained page to look at and to listen to. Two of the judges are trained on first use, and kept in
-`results/judges/`: on MNIST some 9 minutes on one core.
+`results/judges/`: on MNIST some 9 minutes on one core. `--second-thoughts` writes `results/evaluation_second_thoughts/`;
+`--part validation`, which hears the validation part, writes `results/evaluation_validation/`.
 
 With `--compare`, each folder holds the metrics.json of a rating, or is a results folder (then its `evaluation/` is taken).
 Runs that differ in nothing but seeds and places are one row; it prints the table, and writes `results/comparison/`: table.md
@@ -27,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +51,10 @@ from vggish import HEARD_TOGETHER, Ear, load_embedder
 class Config:
     # what is rated
     name: str = "train_all"  # of the run of stage three, a folder in results/
-    output: Path | None = None  # None: results/evaluation, or results/evaluation_<name> for another name
+    part: Literal["test", "validation"] = "test"  # of the data, to be heard; what is to be chosen, choose by validation
+    second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws
+    # (train_all.SecondThoughts). They need no training, so they are no setting of a run. Published: none
+    output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
     verify: bool = False  # say whether the results are what they claim, and rate nothing
 
@@ -60,7 +65,7 @@ class Config:
     kernel_centres: int = 2000  # real digits with which the kernel classifier compares; fewer make it quicker and worse
 
     # the run
-    seed: int = 0  # of the two judges, of the samples from noise, and of the halves of the test set
+    seed: int = 0  # of the two judges, of the samples from noise, and of the halves of what is heard
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")
@@ -82,17 +87,18 @@ def main(config: Config) -> dict[str, Any]:
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
     _, stage_one = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
     panel = judges.load(config.results, judge_settings(config, dataset), device)
-    test = data.load_heard(dataset, "test", config.data_root, device)
-    heard = data.as_seen(test.images)
+    digits = data.load_heard(dataset, config.part, config.data_root, device)
+    heard = data.as_seen(digits.images)
 
-    print(f"hearing {len(heard)} test digits ...", flush=True)
-    imagined, distance = train_all.imagine(ear, network, generator, test)
+    print(f"hearing {len(heard)} {config.part} digits ...", flush=True)
+    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
+    imagined, distance = train_all.imagine(ear, network, generator, digits, think_again=think_again)
     readers = {"classifier": classifier, **panel}
     read = {name: predict(reader, imagined) for name, reader in readers.items()}
     readings = {
         name: {
-            **ratings.reading(read[name], test.labels),
-            "real": ratings.reading(predict(reader, heard), test.labels),  # what it can be trusted with
+            **ratings.reading(read[name], digits.labels),
+            "real": ratings.reading(predict(reader, heard), digits.labels),  # what it can be trusted with
         }
         for name, reader in readers.items()
     }
@@ -101,17 +107,19 @@ def main(config: Config) -> dict[str, Any]:
         "judges": {name: readings[name] for name in panel},
         "judges_mean": judges_mean([readings[name] for name in panel]),
         "classifier": readings["classifier"],
-        "sound_classifier": ratings.reading(tell_apart(ear, stage_one, test), test.labels),
+        "sound_classifier": ratings.reading(tell_apart(ear, stage_one, digits), digits.labels),
+        "thought_again": think_again.count / len(heard) if think_again else 0.0,
         "realism": realism(panel["residual"], heard, imagined, untaught, generator, config.seed),
         "correlation": ratings.mean(correlations),
         "ssim": ratings.mean(ratings.ssim(imagined, heard)),
-        "retrieval": ratings.retrieval(imagined, heard, test.labels),
-        "diversity": ratings.diversity(imagined, heard, test.labels),
+        "retrieval": ratings.retrieval(imagined, heard, digits.labels),
+        "diversity": ratings.diversity(imagined, heard, digits.labels),
         "sound_distance": distance,  # absolute, whatever the run's objective, so that runs can be compared
     }
     record = {
         "stage": "evaluate",
         "dataset": dataset,
+        "part": config.part,
         **numbers,
         "seconds": round(time.perf_counter() - started, 1),
         "machine": runs.device_name(device),
@@ -123,9 +131,9 @@ def main(config: Config) -> dict[str, Any]:
         "stages": stages,
         "sha256": runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
     }
-    shown = choose(correlations, test.labels)
+    shown = choose(correlations, digits.labels)
     examples = [
-        example(ear, test, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
+        example(ear, digits, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
         for index, rank in shown
     ]
     log = read_log(config.results / config.name / "log.jsonl")
@@ -141,7 +149,14 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def output_of(config: Config) -> Path:
-    return config.output or config.results / ("evaluation" if config.name == "train_all" else f"evaluation_{config.name}")
+    part = "evaluation" if config.part == "test" else f"evaluation_{config.part}"
+    return config.output or config.results / folder_of(part, config)
+
+
+def folder_of(script: str, config: Any) -> str:
+    """`script`, and behind it what is rated: `evaluation_<name>_second_thoughts`."""
+    said = {config.name: config.name != "train_all", "second_thoughts": config.second_thoughts}
+    return "_".join([script, *(name for name, differs in said.items() if differs)])
 
 
 def rated_folders(config: Config) -> dict[str, str]:
@@ -220,9 +235,9 @@ def realism(
 ) -> dict[str, Any]:
     """`ratings.realism` of what was imagined, and of the two ends of its scale.
 
-    One random half of the test set is the reference. Against it: what was imagined of the other half; the other half itself,
-    as good as it gets; and as many samples of the generator from noise, before stage three and after it. So every set has
-    the same size, none shares an image with the reference, and no judge learned from any of them.
+    One random half of the real images is the reference. Against it: what was imagined of the other half; the other half
+    itself, as good as it gets; and as many samples of the generator from noise, before stage three and after it. So every
+    set has the same size, none shares an image with the reference, and no judge learned from any of them.
     """
     half = len(heard) // 2
     order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(heard.device)
@@ -368,6 +383,7 @@ def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
         stage: {**runs.plain(scripts[stage].Config()), **entry["config"]} for stage, entry in metrics["stages"].items()
     }
     configs["judges"] = metrics["judge_settings"]
+    configs["evaluate"] = {key: metrics["config"].get(key, getattr(Config, key)) for key in ("part", "second_thoughts")}
     left_out = {*runs.PLACES, "seed", "name"}
     return {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}
 

@@ -29,7 +29,7 @@ READERS = {
 }
 SETS = {
     "imagined": "imagined from the sounds",
-    "real": "real test images: as good as it gets",
+    "real": "real images: as good as it gets",
     "samples_before": "the generator from noise, before stage three",
     "samples_after": "the generator from noise, after stage three",
 }
@@ -37,9 +37,9 @@ SETS = {
 
 @dataclass(frozen=True)
 class Example:
-    """One test digit on the page."""
+    """One of the heard digits on the page."""
 
-    index: int  # in the test set
+    index: int  # in the part that was heard
     digit: int  # its label
     rank: str  # best, median or worst of its class
     heard: np.ndarray  # (28, 28) uint8
@@ -67,7 +67,8 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
         f"On average, the judges read {_percent(mean['accuracy'])} of {record['classifier']['images']:,} "
         f"imagined digits as the digit that was heard; the classifier that was to be pleased reads "
         f"{_percent(record['classifier']['accuracy'])}. {_percent(record['retrieval']['overall']['accuracy'])} of the "
-        f"imagined digits find their own source among {record['retrieval']['overall']['images']:,} test images."
+        f"imagined digits find their own source among {record['retrieval']['overall']['images']:,} images. "
+        f"Heard was the {record['part']} part of {record['dataset']}."
     )
     return Template(TEMPLATE).substitute(
         style=STYLE,
@@ -89,7 +90,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
 
 
 def _card(example: Example) -> str:
-    name = f"test digit {example.index}, a {example.digit}"
+    name = f"digit {example.index}, a {example.digit}"
     seconds = len(example.logmel) * example.hop / SAMPLE_RATE
     read = ", ".join(str(digit) for digit in example.read.values())
     pictures = [
@@ -119,7 +120,7 @@ def _card(example: Example) -> str:
     )
     return (
         f'<li class="card" data-digit="{example.digit}" data-rank="{example.rank}">'
-        f"<h3>{example.digit}, {example.rank} <small>test digit {example.index}, correlation "
+        f"<h3>{example.digit}, {example.rank} <small>digit {example.index}, correlation "
         f"{example.correlation:.2f}</small></h3>"
         f'<div class="pictures">{shown}</div>'
         f'<audio controls preload="metadata" aria-label="Soundscape of {escape(name)}" '
@@ -170,20 +171,24 @@ def _percent(fraction: float) -> str:
 def _numbers(record: dict[str, Any]) -> str:
     """The table of numbers: value, interval, and what it says."""
     within = record["retrieval"]["within_class"]
+    steps = record["config"]["second_thoughts"]
+    share = _percent(record["thought_again"])
+    thought_again = [("Thought of again, for a doubt", share, "", f"{steps} steps each")] if steps else []
     rows = []
     for reader, reading in {**record["judges"], "classifier": record["classifier"]}.items():
         rows.append((f"Imagined digits read right, {READERS[reader]}", *_accuracy(reading), "the higher, the better"))
         rows.append(
-            ("… real test images, by the same reader", *_accuracy(reading["real"]), "what this reader can be trusted with")
+            ("… real images, by the same reader", *_accuracy(reading["real"]), "what this reader can be trusted with")
         )
     rows += [
         ("Mean of the judges", _percent(record["judges_mean"]["accuracy"]), "", "the number to compare runs by"),
         ("… the digit that fares worst", _percent(record["judges_mean"]["worst_digit"]), "", "0: a digit is never drawn"),
         ("Sounds told apart by stage one", *_accuracy(record["sound_classifier"]), "what is not heard is not drawn"),
+        *thought_again,
         ("Correlation with the heard image", *_mean(record["correlation"]), "1: the same image up to contrast"),
         ("SSIM with the heard image", *_mean(record["ssim"]), "1: the same image"),
         (
-            f"Finds its source among {record['retrieval']['overall']['images']:,} test images",
+            f"Finds its source among {record['retrieval']['overall']['images']:,} images",
             *_accuracy(record["retrieval"]["overall"]),
             f"chance: {_percent(record['retrieval']['overall']['chance'])}",
         ),
@@ -221,7 +226,7 @@ def _realism(realism: dict[str, Any]) -> str:
         for name, title in SETS.items()
     ]
     caption = (
-        f"How real the digits look to the residual judge, against one half of the test set ({realism['images']:,} images)"
+        f"How real the digits look to the residual judge, against one half of the real ones ({realism['images']:,} images)"
     )
     return _table(caption, ("images", "Frechet distance", "precision", "recall"), rows)
 
@@ -362,10 +367,10 @@ $cards</ul>
 <section id="numbers" aria-labelledby="numbers-title">
 <h2 id="numbers-title">Numbers</h2>
 <p>The classifier is the one that the model was trained to please; the judges took no part. The intervals say how much
-another choice of test images would change a number. They say nothing about another training seed.</p>
+another choice of images would change a number. They say nothing about another training seed.</p>
 $numbers
 $realism
-<p>Frechet distance: 0 for the same distribution; real test images show how near a sample of this size can come.
+<p>Frechet distance: 0 for the same distribution; real images show how near a sample of this size can come.
 Precision: the share of the images that lie among real ones. Recall: the share of real ones that lie among the images.</p>
 </section>
 <section id="confusion" aria-labelledby="confusion-title">

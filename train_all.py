@@ -15,7 +15,7 @@ judge that took no part, and the Frechet distance between imagined and real digi
 import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
 from voice_translator import Encoding
 
 LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
+DOUBT = 0.01  # of what a sound is: with less than this, nobody thinks again
+THOUGHT = 0.03  # the learning rate of Adam where the embedding is moved by thinking
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,65 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
     return ear, network.to(**layout).eval(), generator.to(**layout).eval(), dataset
 
 
+class SecondThoughts:
+    """The machine thinks again of what it is in doubt of, before it draws. No weight changes, and no image, label or judge
+    takes part: it has the sound, its own ear, and what the stages before taught it.
+
+    Two say what a sound is: the sound classifier of stage one, of the sound, and the classifier of stage two, of the first
+    drawing; the mean of their probabilities decides. Where that leaves a doubt of more than DOUBT, Adam moves the embedding
+    so that the drawing is read as was decided, and sounds as was heard, by loudness (`sound_distance`).
+
+    Args:
+        ear: of the encoding that was learned.
+        sound_classifier: stage one's network, in eval mode.
+        steps: of Adam, at a learning rate of THOUGHT.
+
+    Attributes:
+        count: how many sounds were thought of again.
+    """
+
+    def __init__(self, ear: Ear, sound_classifier: VGGish, generator: Generator, classifier: LeNet, steps: int) -> None:
+        if steps < 1:
+            raise runs.UserError(f"--second-thoughts is {steps}; give a number of steps, or 0 for first thoughts.")
+        self.ear, self.sound_classifier, self.generator, self.classifier = ear, sound_classifier, generator, classifier
+        self.steps, self.count = steps, 0
+
+    def __call__(self, heard: Tensor, embeddings: Tensor) -> Tensor:
+        """Log-mels `(B, 1, frames, 64)` and their embeddings `(B, 100)` -> embeddings after thinking again, `(B, 100)`."""
+        with torch.no_grad(), runs.autocast(heard.device):
+            opinions = [self.sound_classifier(heard), self.classifier(self.generator(embeddings))]
+        sure, decided = torch.stack([logits.float().softmax(1) for logits in opinions]).mean(0).max(1)
+        doubtful = torch.nonzero(sure < 1 - DOUBT)[:, 0]
+        self.count += len(doubtful)
+        if not len(doubtful):
+            return embeddings
+        heard, decided = heard[doubtful], decided[doubtful]
+        moved = embeddings[doubtful].detach().requires_grad_()
+        optimiser = torch.optim.Adam([moved], THOUGHT)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                with runs.autocast(heard.device):
+                    imagined = self.generator(moved)
+                    logits = self.classifier(imagined)
+                distance = sound_distance(self.ear, imagined, heard, leak=1.0, kind="loudness")
+                loss = distance + F.cross_entropy(logits.float(), decided)
+                # Of the sum over the sounds: each is thought of as if it were alone.
+                (moved.grad,) = torch.autograd.grad(len(moved) * loss, moved)
+            optimiser.step()
+        return embeddings.index_copy(0, doubtful, moved.detach())
+
+
+def load_second_thoughts(
+    config: Any, ear: Ear, generator: Generator, dataset: str, device: torch.device
+) -> SecondThoughts | None:
+    """What a run thinks again with, from the stages before it in `config.results`; None if `config.second_thoughts` is 0."""
+    if not config.second_thoughts:
+        return None
+    _, sound_classifier = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
+    _, classifier = load_memory(config, dataset, device)
+    return SecondThoughts(ear, sound_classifier, generator, classifier, config.second_thoughts)
+
+
 @torch.no_grad()
 def remember(memory: Generator, count: int, device: torch.device) -> Tensor:
     """What the memory draws from noise, `(count, 1, 64, 64)` in [-1, 1]."""
@@ -287,7 +348,12 @@ def greyness(imagined: Tensor) -> Tensor:
 
 @torch.no_grad()
 def imagine(
-    ear: Ear, network: VGGish, generator: Generator, digits: data.Digits, kind: str = "absolute"
+    ear: Ear,
+    network: VGGish,
+    generator: Generator,
+    digits: data.Digits,
+    kind: str = "absolute",
+    think_again: SecondThoughts | None = None,
 ) -> tuple[Tensor, float]:
     """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them."""
     network.eval()
@@ -295,7 +361,10 @@ def imagine(
     for images in digits.images.split(HEARD_TOGETHER):
         heard = ear(images)
         with runs.autocast(images.device):
-            imagined.append(generator(network.embed(heard)))
+            embeddings = network.embed(heard)
+            if think_again:
+                embeddings = think_again(heard, embeddings)
+            imagined.append(generator(embeddings))
         distance += sound_distance(ear, imagined[-1], heard, kind=kind) * len(images)
     return torch.cat(imagined), (distance / len(digits.images)).item()
 
