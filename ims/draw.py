@@ -4,10 +4,11 @@
     python -m ims.draw --results other/results
 
 Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
-sound-consistent, the first test digit of each class), epochs.png (what the judge says, the more was heard) and samples.png;
-copies of pictures that other scripts left, where they did: soundscapes.png, twins.png, unheard.png, ratings.png, sheet.png;
-and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by its index, none
-by its beauty.
+sound-consistent, the first test digit of each class), second_thoughts.png (heard / drawn at first / after thinking again,
+the first test digit of each class that is thought of again), epochs.png (what the judge says, the more was heard) and
+samples.png; copies of what other scripts drew, where they did: soundscapes.png, twins.png, unheard.png, ratings.png,
+sheet.png; and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by its
+index, none by its beauty.
 """
 
 import json
@@ -44,6 +45,7 @@ class Config:
     results: Path = Path("results")
     published: str = "train_all_published"  # the run with the published objective
     consistent: str = "train_all"  # the run with the sound-consistent one
+    second_thoughts: int = 8  # steps of them, for their picture
     out: Path = IMS
     data_root: Path = field(default_factory=data.default_root)
 
@@ -60,6 +62,7 @@ def main(config: Config) -> None:
         rows[title] = train_all.imagine(ear, network, generator, digits)[0]
     figures.save_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
+    draw_second_thoughts(config, config.out / "second_thoughts.png", models["sound-consistent"], test)
     train = data.load_heard(dataset, "train", config.data_root, "cpu")
     folders = {title: config.results / name for title, name in names.items()}
     draw_epochs(config.out / "epochs.png", folders, len(train.labels))
@@ -100,6 +103,25 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
         axis.annotate("→", (0, 0.5), (-0.02, 0.5), xycoords="axes fraction", fontsize=16, ha="right", va="center",
                       annotation_clip=False)  # fmt: skip
     save(path, figure)
+
+
+def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: data.Digits) -> None:
+    """Of each class, the first digit that is thought of again."""
+    ear, network, generator, dataset = model
+    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, torch.device("cpu"))
+    rows = {"heard": [], "drawn at first": [], "after thinking again": []}
+    for digit in range(10):
+        of_class = data.Digits(*(tensor[digits.labels == digit] for tensor in (digits.images, digits.labels)))
+        for at in range(0, len(of_class.labels), 100):
+            some = data.Digits(*(tensor[at : at + 100] for tensor in of_class))
+            first, _ = train_all.imagine(ear, network, generator, some)
+            second, _ = train_all.imagine(ear, network, generator, some, think_again=think_again)
+            changed = torch.nonzero((first != second).flatten(1).any(1))[:1, 0]
+            if len(changed):
+                for row, images in zip(rows.values(), (data.as_seen(some.images), first, second), strict=True):
+                    row.append(images[changed])
+                break
+    figures.save_rows(path, list(rows), [torch.cat(row) for row in rows.values()])
 
 
 def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:

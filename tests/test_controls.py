@@ -15,6 +15,8 @@ import controls
 import data
 import ratings
 import runs
+import train_all
+from vggish import Ear
 from voice_translator import Encoding
 
 NOWHERE = Path("/nonexistent")
@@ -93,6 +95,26 @@ def test_other_encodings_differ_from_the_learned_one_and_last_as_long() -> None:
                 name for name, value in dataclasses.asdict(encoding).items() if value != dataclasses.asdict(learned)[name]
             ]
             assert len(changed) == 1
+
+
+def test_second_thoughts_of_another_encoding_are_with_the_ear_that_was_learned(
+    chain: Path, test: data.Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = controls.Model(controls.Config(results=chain, second_thoughts=2), torch.device("cpu"))
+    measured, ears = train_all.sound_distance, []
+
+    def watched(ear: Ear, imagined: Tensor, *said: object, **named: object) -> Tensor:
+        if imagined.requires_grad:
+            ears.append(ear)
+        return measured(ear, imagined, *said, **named)
+
+    monkeypatch.setattr(train_all, "sound_distance", watched)
+    with_them, _ = model.imagine(test.images[:8], Encoding(pitch_position="bottom"))
+    assert len(ears) == 2  # a step each
+    assert all(ear is model.ear for ear in ears)
+    model.think_again = None
+    without, _ = model.imagine(test.images[:8], Encoding(pitch_position="bottom"))
+    assert not with_them.equal(without)
 
 
 def test_permuted_sounds_tell_a_model_that_hears_from_one_that_leaks(test: data.Digits, judge: object) -> None:

@@ -107,6 +107,29 @@ def test_best_median_and_worst_are_chosen_by_correlation() -> None:
     assert evaluate.choose(correlations, labels) == expected
 
 
+def test_second_thoughts_and_the_validation_part_are_rated_beside(rated: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(rated, tmp_path / "results"))
+    done = script("evaluate.py", *FLAGS, "--results", str(results), "--second-thoughts", "2", "--part", "validation")
+    assert done.returncode == 0, done.stderr
+    folder = results / "evaluation_validation_second_thoughts"
+    record = json.loads((folder / "metrics.json").read_text())
+    assert (record["part"], record["config"]["second_thoughts"]) == ("validation", 2)
+    count = len(data.load_heard("handwritten", "validation", Path(), CPU).labels)
+    assert record["classifier"]["images"] == count != 360
+    assert 0 < record["thought_again"] <= 1
+    stage = [json.loads(line) for line in (results / "train_all" / "log.jsonl").read_text().splitlines()]
+    first = stage[runs.read_metrics(results / "train_all")["epoch"] - 1]["validation_correlation"]
+    assert record["correlation"]["mean"] != pytest.approx(first, abs=1e-4)
+    html = (folder / "index.html").read_text()
+    assert "Thought of again, for a doubt" in html
+    assert "the validation part of handwritten" in html
+    page_without = (results / "evaluation" / "index.html").read_text()
+    assert "Thought of again" not in page_without
+    assert "the test part of handwritten" in page_without
+    with pytest.raises(runs.UserError, match="--second-thoughts is -1; give a number of steps, or 0"):
+        evaluate.main(evaluate.Config(results=results, second_thoughts=-1, device="cpu", data_root=Path()))
+
+
 # -- the judges --------------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +313,13 @@ def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict
     rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["seeds"] for row in rows] == [[0, 1], [2]]
     assert [row["settings"] for row in rows] == [{"train_all.augmentation": 0.0}, {"train_all.augmentation": 0.5}]
+    del older["config"]["second_thoughts"]
+    (folders[1] / "metrics.json").write_text(json.dumps(older))
+    again = json.loads((folders[0] / "metrics.json").read_text())
+    again["config"]["second_thoughts"] = 8
+    (folders[2] / "metrics.json").write_text(json.dumps(again))
+    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [{"evaluate.second_thoughts": 0}, {"evaluate.second_thoughts": 8}]
 
 
 def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import data
 import emnist_dcgan
+import evaluate
 import figures
 import mnist_classify_train
 import ratings
@@ -423,6 +424,82 @@ def test_greyness_is_none_of_black_and_white_and_falls_along_its_gradient() -> N
     image = torch.tensor([-0.5, 0.2], requires_grad=True)
     train_all.greyness(image).backward()
     assert image.grad[0] > 0 > image.grad[1]  # a step against it blackens the one and whitens the other
+
+
+# -- second thoughts ---------------------------------------------------------------------------------------------------
+
+
+def thinking(chain: Path, steps: int) -> tuple[train_all.SecondThoughts, Tensor, Tensor]:
+    """What the chain's run thinks again with; and ten sounds, `(10, 1, 112, 64)`, with their embeddings, `(10, 100)`."""
+    ear, network, generator, dataset = train_all.load_model(chain / "train_all" / "checkpoint.pt")
+    settings = evaluate.Config(results=chain, second_thoughts=steps)
+    think_again = train_all.load_second_thoughts(settings, ear, generator, dataset, torch.device("cpu"))
+    with torch.no_grad():
+        heard = ear(data.load_heard(dataset, "test", Path(), "cpu").images[:10])
+        return think_again, heard, network.embed(heard)
+
+
+def wants(think_again: train_all.SecondThoughts, heard: Tensor, embedding: Tensor, digit: int) -> Tensor:
+    """What thinking again of one sound brings down."""
+    imagined = think_again.generator(embedding[None])
+    told, heard = (torch.exp(0.6 * logmel) for logmel in (think_again.ear(data.as_drawn(imagined), 1.0), heard[None]))
+    levels = [torch.nn.functional.avg_pool2d(told - heard, k).square().mean() for k in (1, 2, 4)]
+    return sum(levels) / 3 - think_again.classifier(imagined).log_softmax(1)[0, digit]
+
+
+def test_second_thoughts_are_steps_of_adam_towards_what_the_two_opinions_decide(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    think_again, heard, embeddings = thinking(chain, 1)
+    with torch.no_grad():
+        logits = think_again.sound_classifier(heard), think_again.classifier(think_again.generator(embeddings))
+    opinions = [np.exp(part.double().numpy()) for part in logits]
+    opinions = [part / part.sum(1, keepdims=True) for part in opinions]
+    decided = (opinions[0] + opinions[1]).argmax(1)
+    assert any(decided != opinions[0].argmax(1)) or any(decided != opinions[1].argmax(1))
+    moved = think_again(heard, embeddings)
+    assert think_again.count == 10  # after so little training, nothing is sure
+    for before, after, sound, digit in zip(embeddings, moved, heard, decided, strict=True):
+        alone = before.clone().requires_grad_()
+        wants(think_again, sound, alone, digit).backward()
+        first_step = 0.03 * alone.grad / (alone.grad.abs() + 1e-8)  # Adam's first is as wide as its learning rate
+        torch.testing.assert_close(before - after, first_step, atol=1e-3, rtol=0)
+
+    think_again, heard, embeddings = thinking(chain, 8)
+    moved = think_again(heard, embeddings)
+    for before, after, sound, digit in zip(embeddings, moved, heard, decided, strict=True):
+        with torch.no_grad():
+            assert wants(think_again, sound, after, digit) < wants(think_again, sound, before, digit)
+
+
+def test_what_is_sure_is_not_thought_of_again(chain: Path) -> None:
+    think_again, heard, embeddings = thinking(chain, 2)
+    sure = torch.full((10, 10), -9.0)
+    sure[range(10), range(10)] = 9.0
+    unsure = sure.clone()
+    unsure[3, 4] = unsure[7, 1] = 9.0  # half of one opinion
+    digit_of = {len(heard): sure}
+    think_again.classifier = lambda imagined: digit_of.get(len(imagined), sure[[3, 7]]) + 0 * imagined.sum()
+    think_again.sound_classifier = lambda heard: unsure
+    moved = think_again(heard, embeddings)
+    assert think_again.count == 2
+    assert (moved != embeddings).any(1).nonzero()[:, 0].tolist() == [3, 7]
+    think_again.sound_classifier = lambda heard: sure
+    assert think_again(heard, embeddings).equal(embeddings)
+    assert think_again.count == 2
+
+
+def test_second_thoughts_change_no_weight_and_are_the_same_again_wherever_a_sound_stands(chain: Path) -> None:
+    think_again, heard, embeddings = thinking(chain, 4)
+    networks = [think_again.sound_classifier, think_again.generator, think_again.classifier]
+    before = [{key: value.clone() for key, value in network.state_dict().items()} for network in networks]
+    moved = think_again(heard, embeddings)
+    assert moved.equal(think_again(heard, embeddings))
+    torch.testing.assert_close(think_again(heard.flip(0), embeddings.flip(0)).flip(0), moved, atol=0.02, rtol=0)
+    for network, state in zip(networks, before, strict=True):
+        assert all(value.equal(state[key]) for key, value in network.state_dict().items())
+        assert not any(parameter.grad is not None for parameter in network.parameters())
 
 
 # -- they learn something ----------------------------------------------------------------------------------------------
