@@ -433,6 +433,8 @@ def thinking(chain: Path, steps: int) -> tuple[train_all.SecondThoughts, Tensor,
     """What the chain's run thinks again with; and ten sounds, `(10, 1, 112, 64)`, with their embeddings, `(10, 100)`."""
     ear, network, generator, dataset = train_all.load_model(chain / "train_all" / "checkpoint.pt")
     settings = evaluate.Config(results=chain, second_thoughts=steps)
+    for kernels in (parameter for parameter in generator.parameters() if parameter.dim() == 4):
+        kernels.data *= 8  # after so little training, it draws hardly anything else than grey
     think_again = train_all.load_second_thoughts(settings, ear, generator, dataset, torch.device("cpu"))
     with torch.no_grad():
         heard = ear(data.load_heard(dataset, "test", Path(), "cpu").images[:10])
