@@ -53,7 +53,8 @@ class Config:
     name: str = "train_all"  # of the run of stage three, a folder in results/
     part: Literal["test", "validation"] = "test"  # of the data, to be heard; what is to be chosen, choose by validation
     second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws
-    # (train_all.SecondThoughts). They need no training, so they are no setting of a run. Published: none
+    # (train_all.SecondThoughts). They need no training, so they are no setting of a run. Published: none. Measured on MNIST,
+    # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.3 %
     output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
     verify: bool = False  # say whether the results are what they claim, and rate nothing
@@ -155,8 +156,8 @@ def output_of(config: Config) -> Path:
 
 def folder_of(script: str, config: Any) -> str:
     """`script`, and behind it what is rated: `evaluation_<name>_second_thoughts`."""
-    said = {config.name: config.name != "train_all", "second_thoughts": config.second_thoughts}
-    return "_".join([script, *(name for name, differs in said.items() if differs)])
+    name = "" if config.name == "train_all" else f"_{config.name}"
+    return f"{script}{name}{'_second_thoughts' if config.second_thoughts else ''}"
 
 
 def rated_folders(config: Config) -> dict[str, str]:

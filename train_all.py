@@ -362,8 +362,9 @@ def imagine(
         heard = ear(images)
         with runs.autocast(images.device):
             embeddings = network.embed(heard)
-            if think_again:
-                embeddings = think_again(heard, embeddings)
+        if think_again:
+            embeddings = think_again(heard, embeddings)
+        with runs.autocast(images.device):
             imagined.append(generator(embeddings))
         distance += sound_distance(ear, imagined[-1], heard, kind=kind) * len(images)
     return torch.cat(imagined), (distance / len(digits.images)).item()
