@@ -338,7 +338,7 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 raise runs.UserError(f"{first} and {again} rate the same settings and seeds; give each run once.")
         rows.append(
             {
-                "name": " ".join(dict.fromkeys(metrics["config"]["name"] for _, metrics in members)),
+                "name": " ".join(dict.fromkeys(title_of(metrics) for _, metrics in members)),
                 "settings": differs,  # those in which the rows are not all alike
                 "ratings": [str(path) for path, _ in members],
                 "seeds": [metrics["stages"]["train_all"]["seed"] for _, metrics in members],
@@ -373,6 +373,13 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{path} is no rating of this version ({error!r}); run evaluate.py on its run again."
         ) from error
     return path, metrics
+
+
+def title_of(metrics: dict[str, Any]) -> str:
+    """The name of the run, and how it was rated where that is not the custom."""
+    config = metrics["config"]
+    how = {"second thoughts": config.get("second_thoughts"), "validation part": config.get("part") == "validation"}
+    return ", ".join([config["name"], *(said for said, so in how.items() if so)])
 
 
 def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:

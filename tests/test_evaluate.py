@@ -323,6 +323,7 @@ def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict
     (folders[2] / "metrics.json").write_text(json.dumps(again))
     rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["settings"] for row in rows] == [{"evaluate.second_thoughts": 0}, {"evaluate.second_thoughts": 8}]
+    assert [row["name"] for row in rows] == ["train_all", "train_all, second thoughts"]
 
 
 def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:
