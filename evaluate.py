@@ -86,13 +86,13 @@ def main(config: Config) -> dict[str, Any]:
     runs.probe(output)
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
+    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
     _, stage_one = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
     panel = judges.load(config.results, judge_settings(config, dataset), device)
     digits = data.load_heard(dataset, config.part, config.data_root, device)
     heard = data.as_seen(digits.images)
 
     print(f"hearing {len(heard)} {config.part} digits ...", flush=True)
-    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
     imagined, distance = train_all.imagine(ear, network, generator, digits, think_again=think_again)
     readers = {"classifier": classifier, **panel}
     read = {name: predict(reader, imagined) for name, reader in readers.items()}
