@@ -44,7 +44,8 @@ import runs
 import train_all
 import train_vggish
 from models.lenet import LeNet
-from vggish import HEARD_TOGETHER, Ear, load_embedder
+from vggish import HEARD_TOGETHER, HOP, Ear, load_embedder
+from voice_translator import Encoding
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
     """Seed, epoch, revision and configuration of every stage that the rated run is made of.
 
     Raises:
-        runs.UserError: if a checkpoint is missing, foreign or damaged, stage three is not complete, or the generator of
-            stage two is not the one that it started from.
+        runs.UserError: if a checkpoint is missing, foreign or damaged, stage three is not complete, or it was not
+            made from the encoding of stage one or the generator of stage two that are there.
     """
     mend = "run train_all.py" if config.name == "train_all" else f"run train_all.py --name {config.name}"
     stages = {}
@@ -194,8 +195,16 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
     if not runs.complete(config.results / config.name):
         raise runs.UserError(f"{config.results / config.name} holds a run that is not complete; {mend} --resume.")
+    ear, _ = load_embedder(config.results / "train_vggish" / "checkpoint.pt")
     with runs.whole(config.results / config.name / "checkpoint.pt", mend):
-        started_from = stages["train_all"]["config"]["generator_width"]
+        hears = stages["train_all"]["config"]
+        heard_by = (Encoding(**hears["encoding"]), hears["frames"], hears.get("hop", HOP))  # older checkpoints have no hop
+        started_from = hears["generator_width"]
+    if heard_by != (ear.encoding, ear.frames, ear.hop):
+        raise runs.UserError(
+            f"{config.results / config.name} hears by another encoding, or in other frames, than "
+            f"{config.results}/train_vggish has learned since; {mend} again."
+        )
     with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
         there = stages["emnist_dcgan"]["config"]["width"]
     if started_from != there:

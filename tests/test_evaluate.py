@@ -237,6 +237,13 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
         evaluate.main(dataclasses.replace(config, name="other"))
     with pytest.raises(runs.UserError, match="is a checkpoint of judge.py; run train_all.py"):
         evaluate.main(dataclasses.replace(config, name="judge"))
+    stage_one = results / "train_vggish" / "checkpoint.pt"
+    learned = torch.load(stage_one, weights_only=True)
+    for changed in ({"hop": 150}, {"encoding": {**learned["config"]["encoding"], "curve": "linear"}}):
+        torch.save({**learned, "config": {**learned["config"], **changed, "frames": 112}}, stage_one)
+        with pytest.raises(runs.UserError, match="another encoding, or in other frames, than .*/train_vggish has learned"):
+            evaluate.main(config)
+    torch.save(learned, stage_one)
     checkpoint = torch.load(results / "emnist_dcgan" / "checkpoint.pt", weights_only=True)
     checkpoint["config"]["width"] = 8
     torch.save(checkpoint, results / "emnist_dcgan" / "checkpoint.pt")
