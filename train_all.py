@@ -355,7 +355,8 @@ def imagine(
     kind: str = "absolute",
     think_again: SecondThoughts | None = None,
 ) -> tuple[Tensor, float]:
-    """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them."""
+    """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them. With
+    `think_again`, whose ear is the learned one whatever `ear` makes the sounds, after second thoughts."""
     network.eval()
     imagined, distance = [], 0.0
     for images in digits.images.split(HEARD_TOGETHER):
