@@ -8,9 +8,10 @@
 
 Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set and
 writes `results/evaluation/` (for another `--name`: `results/evaluation_<name>/`): metrics.json, every number as a fraction;
-and index.html, one self-contained page to look at and to listen to. Two of the judges are trained on first use, and kept in
-`results/judges/`: on MNIST some 9 minutes on one core. `--second-thoughts` writes `results/evaluation_second_thoughts/`;
-`--part validation`, which hears the validation part, writes `results/evaluation_validation/`.
+imagined.png, the grid of what was rated; and index.html, one self-contained page to look at and to listen to. Two of the
+judges are trained on first use, and kept in `results/judges/`: on MNIST some 9 minutes on one core. `--second-thoughts`
+writes `results/evaluation_second_thoughts/`; `--part validation`, which hears the validation part, writes
+`results/evaluation_validation/`.
 
 With `--compare`, each folder holds the metrics.json of a rating, or is a results folder (then its `evaluation/` is taken).
 Runs that differ in nothing but seeds and places are one row; it prints the table, and writes `results/comparison/`: table.md
@@ -133,12 +134,13 @@ def main(config: Config) -> dict[str, Any]:
         "stages": stages,
         "sha256": runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
     }
-    shown = choose(correlations, digits.labels)
+    shown = choose(correlations, digits.labels, [read[name] for name in panel])
     examples = [
         example(ear, digits, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
         for index, rank in shown
     ]
     log = read_log(config.results / config.name / "log.jsonl")
+    train_all.save_pairs(output / "imagined.png", digits, imagined)
     runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     runs.release(output)
@@ -264,13 +266,15 @@ def realism(
     return {"features": "residual", "images": half, **rated}
 
 
-def choose(correlations: Tensor, labels: Tensor) -> list[tuple[int, str]]:
-    """Index and rank of the best, the median and the worst of each class, ranked by correlation with the heard image."""
-    shown = []
+def choose(correlations: Tensor, labels: Tensor, read: list[Tensor]) -> list[tuple[int, str]]:
+    """Index and rank of the best, the median and the worst of each class, ranked by correlation with the heard image; and
+    of the first one, if there is any, that most judges misread, of whom `read` has the digits that each reads."""
+    shown, misread = [], torch.stack(read).ne(labels).double().mean(0) > 0.5
     for digit in labels.unique().tolist():
         index = torch.nonzero(labels == digit)[:, 0]
         index = index[correlations[index].argsort(descending=True, stable=True)].tolist()
         shown += [(index[0], "best"), (index[(len(index) - 1) // 2], "median"), (index[-1], "worst")]
+        shown += [(one, "misread") for one in sorted(index) if misread[one]][:1]
     return shown
 
 

@@ -41,7 +41,7 @@ class Example:
 
     index: int  # in the part that was heard
     digit: int  # its label
-    rank: str  # best, median or worst of its class
+    rank: str  # best, median or worst of its class, or the first of it that most judges misread
     heard: np.ndarray  # (28, 28) uint8
     sound: np.ndarray  # (samples,) in [-1, 1], or (2, samples) in stereo
     sample_rate: int  # Hz
@@ -60,7 +60,8 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
         examples: the digits to show, sorted by digit.
         log: the lines of the run's log.jsonl.
     """
-    name = record["config"]["name"]
+    thoughts = ", after second thoughts" if record["config"]["second_thoughts"] else ""
+    title = f"What was imagined: {record['config']['name']}{thoughts}"
     digits = sorted({example.digit for example in examples})
     mean = record["judges_mean"]
     summary = (
@@ -73,7 +74,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
     return Template(TEMPLATE).substitute(
         style=STYLE,
         script=SCRIPT,
-        title=escape(f"What was imagined: {name}"),
+        title=escape(title),
         summary=escape(summary),
         digit_options="".join(f'<option value="{digit}">{digit}</option>' for digit in digits),
         count=len(examples),
@@ -353,12 +354,13 @@ TEMPLATE = """<!DOCTYPE html>
 </header>
 <main id="main" tabindex="-1">
 <section id="digits" aria-labelledby="digits-title">
-<h2 id="digits-title">Digits: the best, the median and the worst of each</h2>
-<p>Ranked by the correlation of the imagined with the heard image. Nothing but the sound was given to the model.</p>
+<h2 id="digits-title">Digits: the best, the median, the worst, and the first misread of each</h2>
+<p>Ranked by the correlation of the imagined with the heard image; misread by most of the judges, if any is. Nothing but the
+sound was given to the model.</p>
 <form id="choice" hidden>
 <label>Digit <select id="digit"><option value="">all</option>$digit_options</select></label>
 <label>Rank <select id="rank"><option value="">all</option><option>best</option><option>median</option>
-<option>worst</option></select></label>
+<option>worst</option><option>misread</option></select></label>
 <output id="count" for="digit rank" role="status">$count of $count shown</output>
 </form>
 <ul class="cards">
