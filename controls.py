@@ -27,6 +27,7 @@ from torch import Tensor
 import data
 import evaluate
 import figures
+import mnist_classify_train
 import ratings
 import runs
 import train_all
@@ -72,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     runs.hold(output)
     runs.probe(output)
     model = Model(config, device)
-    judge = ratings.load_judge(config.results, model.dataset, device)
+    judge = mnist_classify_train.load_judge(config.results, model.dataset, device)
     test = data.load_heard(model.dataset, "test", config.data_root, device)
     heard = data.as_seen(test.images)
 

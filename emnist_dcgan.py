@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import data
 import figures
+import mnist_classify_train
 import ratings
 import runs
 from models.discriminator import Discriminator
@@ -67,7 +68,7 @@ def main(config: Config) -> dict[str, float]:
     which = (config.data_root, device, config.split, config.file, config.digits_only)
     train = data.load_remembered(config.dataset, "train", *which)
     validation = data.load_remembered(config.dataset, "validation", *which)
-    judge = ratings.load_judge(config.results, None, device)
+    judge = mnist_classify_train.load_judge(config.results, None, device)
     seen = data.as_seen(validation.images)
     real_features, real_deviation = ratings.judge_features(judge, seen), deviation(seen)
 

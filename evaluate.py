@@ -561,7 +561,7 @@ def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torc
     if stage == "train_vggish":
         ear, network, _ = train_all.load_ear(train_all.Config(results=config.results), device)
         return {"test_accuracy": train_vggish.accuracy(ear, network, digits, device)}
-    judge = ratings.load_judge(config.results, None, device)
+    judge = mnist_classify_train.load_judge(config.results, None, device)
     if stage == "judge":
         return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}
     if stage == "mnist_classify_train":

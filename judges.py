@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import data
 import mnist_classify_train
-import ratings
 import runs
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
@@ -54,7 +53,7 @@ def load(residual_results: Path, settings: Settings, device: torch.device) -> di
     Raises:
         runs.UserError: if the residual judge is missing or reads other digits, or a kept file is damaged.
     """
-    residual = ratings.load_judge(residual_results, settings.dataset, device)
+    residual = mnist_classify_train.load_judge(residual_results, settings.dataset, device)
     kept = {
         "transformer": _kept_or_trained("transformer", train_transformer, settings, device),
         "kernel": _kept_or_trained("kernel", train_kernel, settings, device),

@@ -143,5 +143,34 @@ def accuracy(network: nn.Module, digits: data.Digits) -> float:
     return (logits.argmax(1) == digits.labels).double().mean().item()
 
 
+def load_classifier(results: Path, dataset: str | None, device: torch.device) -> LeNet:
+    """The classifier that this script left in `results/mnist_classify_train/`, frozen, in eval mode.
+
+    Raises:
+        runs.UserError: if it is missing, damaged, or learned to read another data set than `dataset`, if one is named.
+    """
+    classifier = LeNet()
+    _restore(classifier, "classifier", Path(results) / "mnist_classify_train", dataset)
+    return classifier.to(device, memory_format=torch.channels_last)
+
+
+def load_judge(results: Path, dataset: str | None, device: torch.device) -> Judge:
+    """The judge that this script left in `results/judge/`, frozen, in eval mode; it raises as `load_classifier` does."""
+    judge = Judge()
+    _restore(judge, "judge", Path(results) / "judge", dataset)
+    return judge.to(device, memory_format=torch.channels_last)
+
+
+def _restore(network: nn.Module, role: str, folder: Path, dataset: str | None) -> None:
+    path, mend = folder / "checkpoint.pt", "run mnist_classify_train.py"
+    checkpoint = runs.load_checkpoint(path, folder.name, mend)
+    with runs.whole(path, mend):
+        learned, state = checkpoint["config"]["dataset"], checkpoint["networks"][role]
+        if dataset and learned != dataset:
+            raise runs.UserError(f"{path} reads {learned}, but {dataset} is heard; {mend} --dataset {dataset}.")
+        runs.load_weights(network, state, path)
+    network.requires_grad_(False).eval()
+
+
 if __name__ == "__main__":
     runs.command_line(Config, main, __doc__)

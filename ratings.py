@@ -5,7 +5,6 @@ The classifier through which stage three is trained cannot tell a digit from noi
 back-propagated through. `rate` is what stage three says after every epoch; the rest is what `evaluate.py` adds to it.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,30 +15,10 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-import runs
 from models.judge import Judge
 
 RETRIEVED_AMONG = 1000  # images; the first ones of the set
 CONFIDENCE = 0.95  # of every interval. It is about the choice of test images; the spread over seeds is another matter
-
-
-def load_judge(results: Path, dataset: str | None, device: torch.device) -> Judge:
-    """The judge that `mnist_classify_train.py` left in `results/judge/`, frozen.
-
-    Raises:
-        runs.UserError: if it is missing, damaged, or learned to read another data set than `dataset`.
-    """
-    path = Path(results) / "judge" / "checkpoint.pt"
-    checkpoint = runs.load_checkpoint(path, "judge", "run mnist_classify_train.py")
-    judge = Judge()
-    with runs.whole(path, "run mnist_classify_train.py"):
-        if dataset and checkpoint["config"]["dataset"] != dataset:
-            raise runs.UserError(
-                f"{path} reads {checkpoint['config']['dataset']}, but {dataset} is heard; "
-                f"run mnist_classify_train.py --dataset {dataset}."
-            )
-        runs.load_weights(judge, checkpoint["networks"]["judge"], path)
-    return judge.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import data
 import figures
+import mnist_classify_train
 import ratings
 import runs
 from models.generator import Generator
@@ -95,7 +96,7 @@ def main(config: Config) -> dict[str, float]:
     ear, network, dataset = load_ear(config, device)
     generator, classifier = load_memory(config, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)
-    judge = ratings.load_judge(config.results, dataset, device)
+    judge = mnist_classify_train.load_judge(config.results, dataset, device)
     train = data.load_heard(dataset, "train", config.data_root, device)
     validation = data.load_heard(dataset, "validation", config.data_root, device)
 
@@ -221,20 +222,8 @@ def load_memory(config: Config, dataset: str | None, device: torch.device) -> tu
     with runs.whole(path, "run emnist_dcgan.py"):
         width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
         generator = runs.load_network(lambda: Generator(width), state, path)
-
-    path = config.results / "mnist_classify_train" / "checkpoint.pt"
-    checkpoint = runs.load_checkpoint(path, "mnist_classify_train")
-    classifier = LeNet()
-    with runs.whole(path, "run mnist_classify_train.py"):
-        if dataset and checkpoint["config"]["dataset"] != dataset:
-            raise runs.UserError(
-                f"{path} reads {checkpoint['config']['dataset']}, but stage one heard {dataset}; "
-                f"run mnist_classify_train.py --dataset {dataset}."
-            )
-        runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
-    classifier.requires_grad_(False).eval()
-    layout = {"device": device, "memory_format": torch.channels_last}
-    return generator.to(**layout).eval(), classifier.to(**layout)
+    generator.to(device, memory_format=torch.channels_last).eval()
+    return generator, mnist_classify_train.load_classifier(config.results, dataset, device)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish, Generator, str]:
@@ -310,7 +299,7 @@ def load_second_thoughts(
     if not config.second_thoughts:
         return None
     _, sound_classifier = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
-    _, classifier = load_memory(config, dataset, device)
+    classifier = mnist_classify_train.load_classifier(config.results, dataset, device)
     return SecondThoughts(ear, sound_classifier, generator, classifier, config.second_thoughts)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import controls
 import data
+import mnist_classify_train
 import ratings
 import runs
 import train_all
@@ -47,8 +48,8 @@ def test() -> data.Digits:
 
 
 @pytest.fixture
-def judge(chain: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    return ratings.load_judge(chain, "handwritten", torch.device("cpu"))
+def judge(chain: Path) -> object:
+    return mnist_classify_train.load_judge(chain, "handwritten", torch.device("cpu"))
 
 
 def test_the_command_leaves_its_numbers_and_its_pictures(results: Path) -> None:

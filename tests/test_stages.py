@@ -200,7 +200,7 @@ def test_the_test_set_is_touched_once_at_the_end(
 
 def test_what_is_frozen_in_stage_three_does_not_move(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[str, object] = {}
-    load_memory, load_judge = train_all.load_memory, ratings.load_judge
+    load_memory, load_judge = train_all.load_memory, mnist_classify_train.load_judge
 
     def memory(*args: object) -> tuple:
         kept["generator"], kept["classifier"] = load_memory(*args)
@@ -211,7 +211,7 @@ def test_what_is_frozen_in_stage_three_does_not_move(results: Path, monkeypatch:
         return kept["judge"]
 
     monkeypatch.setattr(train_all, "load_memory", memory)
-    monkeypatch.setattr(ratings, "load_judge", judge)
+    monkeypatch.setattr(mnist_classify_train, "load_judge", judge)
     train_all.main(config(*STAGES[3], results, epochs=2, joint_epochs=1, joint_learning_rate=1e-2))
     for name, folder in (("classifier", "mnist_classify_train"), ("judge", "judge")):
         stored = torch.load(results / folder / "checkpoint.pt", weights_only=True)["networks"][name]
