@@ -225,7 +225,7 @@ def predict(reader: nn.Module, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def tell_apart(ear: Ear, network: nn.Module, digits: data.Digits) -> Tensor:
-    """The digits, `(N,)`, that the sound classifier of stage one hears: more cannot be imagined right."""
+    """The digits, `(N,)`, that the sound classifier of stage one hears."""
     said = []
     for images in digits.images.split(HEARD_TOGETHER):
         with runs.autocast(images.device):
@@ -327,7 +327,7 @@ COLUMNS: dict[str, tuple[str, Callable[[dict], float]]] = {
     "retrieval": ("retrieval", lambda m: m["retrieval"]["overall"]["accuracy"]),
     "retrieval_within_class": ("retrieval within the class", lambda m: m["retrieval"]["within_class"]["accuracy"]),
     "diversity": ("diversity within a class", lambda m: m["diversity"]["mean"]),
-    "sound_classifier": ("limit: sounds told apart", lambda m: m["sound_classifier"]["accuracy"]),
+    "sound_classifier": ("for comparison: sounds told apart by stage one", lambda m: m["sound_classifier"]["accuracy"]),
 }
 
 

@@ -184,7 +184,7 @@ def _numbers(record: dict[str, Any]) -> str:
     rows += [
         ("Mean of the judges", _percent(record["judges_mean"]["accuracy"]), "", "the number to compare runs by"),
         ("… the digit that fares worst", _percent(record["judges_mean"]["worst_digit"]), "", "0: a digit is never drawn"),
-        ("Sounds told apart by stage one", *_accuracy(record["sound_classifier"]), "what is not heard is not drawn"),
+        ("Sounds told apart by stage one", *_accuracy(record["sound_classifier"]), "what stage three starts from"),
         *thought_again,
         ("Correlation with the heard image", *_mean(record["correlation"]), "1: the same image up to contrast"),
         ("SSIM with the heard image", *_mean(record["ssim"]), "1: the same image"),

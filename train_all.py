@@ -46,7 +46,7 @@ class Config:
     # the objective
     sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
     # 0: the published objective. Measured on MNIST, in the README's runs: 99.2 % read right by the classifier, 76.3 % by the
-    # judge, one prototype per class (retrieval among 1,000: 1.2 %). 1, with what serves it: 99.1 %, 98.9 %, 98 %
+    # judge, images of a class nearly alike (retrieval among 1,000: 1.2 %). 1, with what serves it: 99.1 %, 98.9 %, 98 %
     distance: Literal["absolute", "squared", "multiscale", "loudness"] = "absolute"  # of the log-mels; multiscale: the mean
     # of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs more than a ripple;
     # loudness: the same of the squared ones of the loudness (sound_distance), in which near-silence counts for little
@@ -196,7 +196,8 @@ def main(config: Config) -> dict[str, float]:
     run.finish(metrics, data.sha256(test=test))
     print(
         f"imagined digits read right: {metrics['judge_accuracy']:.2%} by the judge, {metrics['test_accuracy']:.2%} by the "
-        f"classifier that was to be pleased (epoch {best}). {run.folder}, {config.results / config.name}.png"
+        f"classifier that was to be pleased (epoch {best}). {run.folder}, {config.results / config.name}.png. "
+        f"Next: evaluate.py{'' if config.name == 'train_all' else f' --name {config.name}'}"
     )
     return metrics
 

@@ -33,7 +33,7 @@ class Config:
     hop: int = HOP  # samples at 16 kHz from frame to frame, 400 at most. Published: 160; 305 hears 2.0 s in 112 frames
 
     # the network
-    width: int = 64  # channels of the first convolution. Published: 64; 16 trains 14 times as fast on two cores
+    width: int = 64  # channels of the first convolution. Published: 64; 16 trains some 10 times as fast on two cores
     audioset_weights: Path | None = None  # torchvggish's state dict, for the convolutions to start from; width 64 only
 
     # the schedule
