@@ -179,10 +179,11 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
                 if cell.finished:
                     continue
                 print(f"\n== {title(cell)}", flush=True)
-                if cell.seed is None:
-                    invert_linearly(config, schedule, cell, device)
-                else:
-                    run_cell(config, schedule, memory, cell, device)
+                with runs.said():
+                    if cell.seed is None:
+                        invert_linearly(config, schedule, cell, device)
+                    else:
+                        run_cell(config, schedule, memory, cell, device)
         except runs.Held as error:
             print(f"{error} It is left to them.", flush=True)
             elsewhere.append(cell)
@@ -207,11 +208,14 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
 
 def scheduled(config: Config) -> Schedule:
     schedule = QUICK if config.quick else FULL
-    return replace(
+    schedule = replace(
         schedule,
         imagine=replace(schedule.imagine, **OBJECTIVES[config.objective]),
         remember=replace(schedule.remember, split=config.split, file=config.file),
     )
+    for header in (schedule.hear, schedule.read, schedule.remember, schedule.imagine, schedule.rate):
+        runs.refuse_impossible(header)
+    return schedule
 
 
 def list_cells(config: Config, schedule: Schedule, root: Path) -> list[Cell]:
@@ -371,7 +375,7 @@ def fit_ridges(logmels: Tensor, pixels: Tensor, penalties: tuple[float, ...] = P
     penalised. Solved in float64."""
     centre, offset = logmels.mean(0), pixels.mean(0)
     logmels = logmels - centre
-    gram = (logmels @ logmels.T).double()
+    gram = logmels.double() @ logmels.double().T  # of more sounds than numbers it is singular, but for the penalty
     unit, residual = gram.diagonal().mean().item(), (pixels - offset).double()
     ridges, added = [], 0.0
     for penalty in penalties:

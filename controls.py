@@ -86,7 +86,8 @@ def main(config: Config) -> dict[str, Any]:
         others[name] = {**ratings.rate(judge, elsewhere, heard, test.labels), "sound_distance": distance}
     permuted = permuted_sounds(model, judge, test, imagined, config.seed)
 
-    memory = load_memory_images(stages["emnist_dcgan"]["config"], config.data_root, device)
+    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
+        memory = load_memory_images(stages["emnist_dcgan"]["config"], config.data_root, device)
     related = twins(model, judge, test, imagined, memory, output / "twins.png", config.data_root)
     unheard = never_heard(model, stages["emnist_dcgan"]["config"], output / "unheard.png", config.data_root, device)
 
@@ -195,7 +196,8 @@ def twins(
     heard = data.as_seen(test.images)
     boxed = one_box(test.images)
     nearest, where = most_similar(boxed, one_box(memory))
-    by_chance, _ = most_similar(boxed, one_box(data.load_heard(model.dataset, "train", root, test.images.device).images))
+    unrelated = data.load_heard(model.dataset, "train", root, test.images.device).images
+    by_chance, _ = most_similar(boxed, one_box(unrelated))
     limits = torch.stack([by_chance[test.labels == digit].quantile(1 - NULL_SHARE) for digit in range(10)])
     twin = nearest > limits[test.labels]
     order = (nearest - limits[test.labels]).argsort(descending=True, stable=True)
@@ -220,7 +222,7 @@ def twins(
         "images": len(test.labels),
         "memory": len(memory),
         "limits": limits.tolist(),
-        "expected_by_chance": NULL_SHARE * len(test.labels),
+        "expected_by_chance": NULL_SHARE * len(test.labels) * len(memory) / len(unrelated),  # the more, the nearer
         "with": fare(twin),
         "without": fare(~twin),
         "nearest_in_memory": nearest.double().mean().item(),

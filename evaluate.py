@@ -86,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     stages = load_stages(config)
     runs.hold(output)
     runs.probe(output)
+    refuse_other_rating(output, config)
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
     think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
@@ -155,6 +156,23 @@ def main(config: Config) -> dict[str, Any]:
 def output_of(config: Config) -> Path:
     part = "evaluation" if config.part == "test" else f"evaluation_{config.part}"
     return config.output or config.results / folder_of(part, config)
+
+
+def refuse_other_rating(output: Path, config: Config) -> None:
+    """Refuse to put a rating in the place of a run, or of another run's rating.
+
+    Raises:
+        runs.UserError: if that is what lies in `output`.
+    """
+    if not runs.complete(output):
+        return
+    runs.refuse_other(output, "evaluate")
+    try:
+        name = runs.read_metrics(output)["config"]["name"]
+    except (runs.UserError, LookupError):
+        return
+    if name != config.name:
+        raise runs.UserError(f"{output} holds the rating of {name}, not of {config.name}; give another --output.")
 
 
 def folder_of(script: str, config: Any) -> str:

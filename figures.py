@@ -102,4 +102,11 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
     plt.close(figure)
     gap = int(0.5 * ear.encoding.sample_rate)
     wave = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu().numpy().T
-    runs.write(folder / "soundscapes.wav", lambda path: soundfile.write(path, wave, ear.encoding.sample_rate, "PCM_16"))
+
+    def write_wave(path: Path) -> None:
+        try:
+            soundfile.write(path, wave, ear.encoding.sample_rate, "PCM_16")
+        except soundfile.LibsndfileError as error:  # such as of a full disk
+            raise OSError(error.error_string.strip()) from error
+
+    runs.write(folder / "soundscapes.wav", write_wave)

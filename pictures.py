@@ -79,7 +79,7 @@ def _grey(picture: Image.Image) -> np.ndarray:
 def write(path: Path, image: Tensor) -> None:
     """Write `(H, W)` grey levels in [0, 1] as an 8-bit picture."""
     levels = (image * 255).round().to(torch.uint8).numpy()
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise runs.UserError(f"{path} has no ending of a picture; name it .png.")
     runs.write(path, lambda beside: Image.fromarray(levels).save(beside))
 

@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a lo
 PLACES = ("resume", "results", "data_root", "device", "deterministic")
 
 
+# What a header's numbers are at least, in whichever script; `learning_rate` and its like are above 0, and all are finite.
+LEAST = {"epochs": 1, "joint_epochs": 0, "judge_epochs": 1, "judges_epochs": 1, "images_per_epoch": 2, "batch": 1,
+         "judges_batch": 2, "kernel_centres": 1, "width": 1, "second_thoughts": 0, "keep_gigabytes": 0, "generator_rate": 0,
+         "beta1": 0, "instance_noise": 0, "rounds": 1, "threads": 1}  # fmt: skip
+LARGEST_SEED = 10**12
+
+
 class UserError(Exception):
     """A user's mistake. Its message is one sentence that says what is wrong, where, and what mends it."""
 
@@ -74,7 +82,9 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
             config = tyro.cli(config_type, description=description, default=default or config_type())
         except ValueError as error:  # an impossible encoding; of a nested one tyro says it in its own words, with code 2 too
             raise UserError(str(error)) from error
-        main(config)
+        refuse_impossible(config)
+        with said():
+            main(config)
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -85,12 +95,58 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
         sys.exit(130)
 
 
+@contextmanager
+def said() -> Iterator[None]:
+    """What the machine refuses, a file or its memory, as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        what, why = error.filename or "a file", error.strerror or error
+        raise UserError(f"{what} cannot be used ({why}); unlock it or make room, or name another.") from error
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else "no more is left"
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in reason:
+            raise
+        raise UserError(
+            f"the memory does not suffice ({reason}); lower --batch, end what else takes it, or give another --device."
+        ) from error
+
+
+def refuse_impossible(config: Any) -> None:
+    """Refuse a header whose numbers nothing can be computed with.
+
+    Raises:
+        UserError: with the first such number, as a flag.
+    """
+    trains = hasattr(config, "epochs")
+    for name, value in vars(config).items():
+        flag = f"--{name.replace('_', '-')} is {value}"
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not np.isfinite(value):
+            raise UserError(f"{flag}; give a finite number.")
+        least = 2 if name == "batch" and trains else LEAST.get(name)  # of a single image BatchNorm learns nothing
+        if least is not None and value < least:
+            raise UserError(f"{flag}; give at least {least}.")
+        if name.endswith("learning_rate") and value <= 0:
+            raise UserError(f"{flag}; give a number above 0.")
+        if name == "beta1" and value >= 1:
+            raise UserError(f"{flag}; give a number below 1.")
+        if name == "seed" and abs(value) > LARGEST_SEED:
+            raise UserError(f"{flag}; give one of at most {LARGEST_SEED:,}, either way.")
+
+
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why. Each process of torchrun
     takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway."""
     gpu = torch.cuda.is_available()
-    if launched() > 1 and name in ("auto", "cuda") and (gpu or name == "cuda"):
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if launched() > 1:
+        if "LOCAL_RANK" not in os.environ:
+            raise UserError("WORLD_SIZE is set, but LOCAL_RANK is not; start with torchrun, or unset WORLD_SIZE.")
+        if name.startswith("cuda:"):
+            raise UserError(f"--device {name} would be every process's; give cuda or auto, by which each takes its own GPU.")
+        if name in ("auto", "cuda") and (gpu or name == "cuda"):
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         device, reason = torch.device("cuda" if gpu else "cpu"), "a GPU is here" if gpu else "no GPU is here"
     else:
@@ -103,6 +159,11 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device cpu or auto.")
     if device.type == "cuda":
+        try:
+            torch.zeros(1, device=device).add_(1)
+        except RuntimeError as error:  # older than this PyTorch knows, broken, or another's alone
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for it.") from error
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic  # shapes never change
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: what is rounded is rounded to bfloat16, by autocast
@@ -159,8 +220,11 @@ def batches(
     """The indices of one epoch, `(batch,)` int64 each: a random order of `total`, of which the first `take` are used. The
     last, smaller batch is left out, unless it is the only one. With a progress bar when on a terminal. Of several processes
     each gets an equal share of every batch."""
-    if batch % processes():
-        raise UserError(f"--batch {batch} cannot be shared equally by {processes()} processes; give a multiple of it.")
+    if batch % processes() or batch < 2 * processes():
+        raise UserError(
+            f"--batch {batch} cannot be shared equally by {processes()} processes, two or more for each; give a multiple of "
+            f"{processes()}."
+        )
     order = torch.randperm(total, generator=generator)[:take].to(device)
     used = order[: max(len(order) - len(order) % batch, min(len(order) - len(order) % processes(), batch))]
     for together in progress(used.split(batch), title):
@@ -201,7 +265,8 @@ def join(device: torch.device) -> None:
     if launched() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        patience = timedelta(hours=2)  # of those that wait while process 0 downloads
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         atexit.register(dist.destroy_process_group)
         if rank():
             sys.stdout = io.StringIO()
@@ -299,6 +364,7 @@ class Run:
         self.history: list[dict] = []
         self.best: int | None = None  # epoch
         self.networks: dict[str, nn.Module] = {}
+        self.how = f"in {precision(device)} by {processes()} process{'es' if processes() > 1 else ''}"
         self.started = self.drawn = time.perf_counter()
         self.revision = revision()  # of the code that runs, whatever is committed meanwhile
         hold(self.folder)
@@ -327,6 +393,8 @@ class Run:
                 f"set the header back, or {LEAVE_OUT}."
             )
         before = record.get("sha256") or {}
+        if not isinstance(before, dict):
+            raise UserError(f"{self.folder}/{file} is damaged; {LEAVE_OUT}.")
         others = [name for name, digest in self.sha256.items() if before.get(name, digest) != digest]
         if others:
             raise UserError(
@@ -357,12 +425,16 @@ class Run:
             save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
         meet()
         print(f"resumed: {self.folder} behind epoch {last['epoch']}")
+        if last.get("how", self.how) != self.how:
+            print(f"it was begun {last['how']}, and goes on {self.how}: the result is another than undisturbed")
         return last["epoch"] + 1
 
     def _begin(self) -> None:
         """A new run takes the folder; what lies there is kept, but for what was written before an epoch was finished."""
         if rank():
             return
+        if complete(self.folder):
+            refuse_other(self.folder, self.stage)
         with _said(self.folder):
             for suffix, there in ((".before", complete(self.folder)), (".stopped", (self.folder / "last.pt").exists())):
                 if there:
@@ -395,7 +467,7 @@ class Run:
             self._draw()
         self.best = record["epoch"] if best else self.best
         state = {name: part.state_dict() for name, part in self._state.items()}
-        last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best}
+        last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best, "how": self.how}
         save(self.folder / "last.pt", last)  # from here on the epoch counts
         if best:
             save(self.folder / "checkpoint.pt", self._checkpoint(record))
@@ -406,8 +478,8 @@ class Run:
     def load_best(self) -> int:
         """Load the best epoch's networks, and return that epoch."""
         path = self.folder / "checkpoint.pt"
-        checkpoint = load_checkpoint(path, self.stage)
-        with whole(path, f"run {self.stage}.py"):
+        checkpoint = load_checkpoint(path, self.stage, "start again")
+        with whole(path, "start again"):
             for name, network in self.networks.items():
                 load_weights(network, checkpoint["networks"][name], path)
         return checkpoint["epoch"]
@@ -417,7 +489,7 @@ class Run:
         self._refuse_vanished()
         self._draw()
         path = self.folder / "checkpoint.pt"
-        checkpoint = load_checkpoint(path, self.stage)
+        checkpoint = load_checkpoint(path, self.stage, "start again")
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
         sha256 = {**self.sha256, **(sha256 or {})}
         save(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
@@ -514,6 +586,20 @@ def plain(config: Any) -> dict[str, Any]:
 def complete(folder: Path) -> bool:
     """Whether the run in `folder` was finished."""
     return (folder / "metrics.json").is_file()
+
+
+def refuse_other(folder: Path, stage: str) -> None:
+    """Refuse to put a record of `stage` in the place of another script's.
+
+    Raises:
+        UserError: if the metrics.json in `folder` says that it is of another.
+    """
+    try:
+        there = read_metrics(folder).get("stage", stage)
+    except UserError:  # a damaged one is nobody's
+        return
+    if there != stage:
+        raise UserError(f"{folder} holds what {there} left, which this would replace; give another folder or --name.")
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

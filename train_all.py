@@ -212,7 +212,8 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
         raise runs.UserError(
             f"{path} learned another encoding ({differing}); leave out --encoding, or run train_vggish.py with this one."
         )
-    dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
+    with runs.whole(path, "run train_vggish.py"):
+        dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
     return ear, network, dataset
 
 
@@ -267,6 +268,7 @@ class SecondThoughts:
             raise runs.UserError(f"--second-thoughts is {steps}; give a number of steps, or 0 for first thoughts.")
         self.ear, self.sound_classifier, self.generator, self.classifier = ear, sound_classifier, generator, classifier
         self.steps, self.count = steps, 0
+        torch.backends.cudnn.benchmark = False  # in every batch another number of sounds is in doubt
 
     def __call__(self, heard: Tensor, embeddings: Tensor) -> Tensor:
         """Log-mels `(B, 1, frames, 64)` and their embeddings `(B, 100)` -> embeddings after thinking again, `(B, 100)`."""

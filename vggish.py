@@ -30,6 +30,7 @@ LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
 PUBLISHED_FRAMES = 96
 CPU_TOGETHER = 8  # sounds in one go: on the CPU, more leave the cache
+GPU_TOGETHER = 2**26  # samples of windows in one go: some GB while they are transformed
 HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache
 LARGEST_RESAMPLER = 2**22  # phases times step: some 100 MB while it is made. 22,050 Hz to 16,000 takes 141,120
 BLOCK = 16  # bands whose triangles are multiplied together: they reach over few bins, all 64 over all
@@ -74,7 +75,8 @@ class LogMel(nn.Module):
                 f"sounds are {sounds.dtype} of the shape {tuple(sounds.shape)}; the front end takes floating point in "
                 "[-1, 1], (B, samples)."
             )
-        together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, len(sounds))
+        frames = max(1, (sounds.shape[1] + silence) // self.hop)
+        together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, GPU_TOGETHER // (frames * FFT))
         with torch.autocast(sounds.device.type, enabled=False):
             return torch.cat([self._logmels(part.to(self.hann.dtype), silence) for part in sounds.split(together)])
 

@@ -28,6 +28,7 @@ As a command, for any picture, folder or glob:
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 # as many images, since each pass over the bank of sinusoids then serves all of those.
 CPU_TOGETHER, GPU_TOGETHER = 1 << 19, 1 << 27
 IMAGES_TOGETHER = 64
+STEEPEST = 64  # times smaller: PyTorch's kernel for GPUs keeps its weights in shared memory, which holds some 90 times
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
@@ -391,19 +393,26 @@ class VoiceTranslator(nn.Module):
 
 
 def shrunk(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """`(B, 1, H, W)` images in another, smaller `size`, bilinear and antialiased; on a GPU that shall be deterministic as
-    the same two matrix products, since the gradient of PyTorch's interpolation is not."""
-    if images.is_cuda and torch.are_deterministic_algorithms_enabled():
+    """`(B, 1, H, W)` images in another, smaller `size`, bilinear and antialiased; on a GPU that shall be deterministic, or
+    where its kernel would not hold the weights, as the same two matrix products."""
+    steep = max(old / new for old, new in zip(images.shape[2:], size, strict=True)) > STEEPEST
+    if images.is_cuda and (steep or torch.are_deterministic_algorithms_enabled()):
         return _shrunk_by_products(images, size)
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def _shrunk_by_products(images: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = (
-        F.interpolate(torch.eye(old).to(images)[None, None], (new, old), mode="bilinear", antialias=True)[0, 0]
-        for old, new in zip(images.shape[2:], size, strict=True)
+        _shrinking(old, new, images.dtype, images.device) for old, new in zip(images.shape[2:], size, strict=True)
     )
     return rows @ images @ columns.T
+
+
+@lru_cache(16)
+def _shrinking(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What brings `old` rows to `new` ones, `(new, old)`; made on the CPU."""
+    identity = torch.eye(old, dtype=dtype)[None, None]
+    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0].to(device)
 
 
 def _ears(encoding: Encoding) -> Tensor:
@@ -574,14 +583,14 @@ def main(config: Config) -> None:
         images, kept = [], []
         for path, output in batch:
             try:
-                images.append(translator.resized(pictures.read(path).to(device)[None]) / 255)
+                images.append(translator.resized(pictures.read(path)[None]) / 255)
                 kept.append(output)
             except runs.UserError as error:
                 refused.append(str(error))
         if not images:
             continue
         with torch.no_grad():
-            soundscapes = translator(torch.cat(images)).cpu()
+            soundscapes = translator(torch.cat(images).to(device)).cpu()
         for output, pcm in zip(kept, to_pcm16(soundscapes), strict=True):
             if output is not None:
                 pictures.write_sound(output, pcm, encoding.sample_rate)

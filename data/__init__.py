@@ -10,7 +10,7 @@ import math
 import os
 import string
 import struct
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -114,7 +114,24 @@ def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: flo
     ]
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the places
         grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-        return F.grid_sample(images.float() + 1, grid, align_corners=False) - 1
+        by_gathers = images.requires_grad and images.is_cuda and torch.are_deterministic_algorithms_enabled()
+        sample = sampled_by_gathers if by_gathers else partial(F.grid_sample, align_corners=False)
+        return sample(images.float() + 1, grid) - 1
+
+
+def sampled_by_gathers(images: Tensor, grid: Tensor) -> Tensor:
+    """`F.grid_sample` of `(B, 1, H, W)` images, bilinear, zero beyond the edge: for a GPU that shall be deterministic, where
+    its gradient is not."""
+    height, width = images.shape[2:]
+    x, y = ((grid[..., 0] + 1) * width - 1) / 2, ((grid[..., 1] + 1) * height - 1) / 2  # (B, H, W) in pixels
+    sampled = torch.zeros_like(x)
+    for column in (x.floor(), x.floor() + 1):
+        for row in (y.floor(), y.floor() + 1):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+            index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+            sampled = sampled + weight * images.flatten(1).gather(1, index.long().flatten(1)).view_as(x)
+    return sampled[:, None]
 
 
 def varied(images: Tensor, augmentation: float) -> Tensor:

@@ -19,6 +19,9 @@ aten = torch.ops.aten
 COPIES = {aten._to_copy, aten.copy_}  # between the CPU and the GPU, either way
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # also by indices that lie on the CPU
 READING = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select}  # the host waits for the result
+UNREPEATABLE = {  # of which a GPU that shall be deterministic refuses the gradient
+    aten.grid_sampler_2d_backward, aten.upsample_bilinear2d_backward, aten._upsample_bilinear2d_aa_backward,
+}  # fmt: skip
 PRETENDED = {
     "is_available": lambda: True,
     "device_count": lambda: 1,
@@ -90,6 +93,9 @@ class PretendedGPU(TorchDispatchMode):
         if mixed or (kind is aten.index and here and args[0].is_cpu):
             shapes = ", ".join(f"{value.device}: {tuple(value.shape)}" for value in tensors)
             raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes}")
+
+        if here and kind in UNREPEATABLE and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(f"{func} does not have a deterministic implementation")
 
         device = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
         on_gpu = bool(here) if device is None else device != "cpu"  # or "meta", as C++ says of such a tensor

@@ -241,14 +241,14 @@ def test_a_changed_header_runs_only_what_is_new_and_a_cell_that_fails_stops_no_o
 
     def diverges(config: train_vggish.Config) -> dict:
         if config.encoding.curve == "mel":
-            raise runs.UserError("the loss is nan in epoch 1: training diverged.")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return spied(config)
 
     monkeypatch.setattr(train_vggish, "main", diverges)
     assert compare(monkeypatch, results) == 2
     assert ran == ["linear of line", "linear of mel", "train_vggish of line", "train_all of line", "evaluate of line"]
     errors = capsys.readouterr().err.splitlines()
-    assert "training diverged" in errors[0]
+    assert "the memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB.); lower --batch" in errors[0]
     assert errors[-1].endswith("/0 failed, as said above; mend it, and run again.")
     assert [row["encoding"] for row in read_rows(results)] == [PRIMARY, "line"]
 
@@ -307,6 +307,13 @@ def test_the_objective_and_the_memory_that_are_named_reach_the_stages() -> None:
     assert unrehearsed == dataclasses.replace(imagine, distance="absolute", grey=0.5, **dict.fromkeys(terms, 0.0))
     published = compare_encodings.scheduled(compare_encodings.Config(objective="published")).imagine
     assert (published.sound_consistency, published.detail, published.grey, published.dropout) == (0, 0, 0, True)
+
+
+def test_a_schedule_that_nothing_can_be_computed_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    impossible = dataclasses.replace(compare_encodings.QUICK, imagine=train_all.Config(batch=0))
+    monkeypatch.setattr(compare_encodings, "QUICK", impossible)
+    with pytest.raises(runs.UserError, match="--batch is 0; give at least 2"):
+        compare_encodings.scheduled(compare_encodings.Config(quick=True))
 
 
 @pytest.mark.parametrize(

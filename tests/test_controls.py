@@ -180,6 +180,7 @@ def test_twins_are_found_where_the_memory_holds_copies_only(test: data.Digits, j
         found = controls.twins(Faithful(), judge, test, drawn, memory, tmp_path / "twins.png", NOWHERE)
         assert least <= found["with"]["images"] <= most
         assert found["memory"] == len(memory)
+        assert found["expected_by_chance"] == pytest.approx(0.001 * 360 * len(memory) / 1257)  # which are 1,257 unrelated
     assert found["with"]["correlation"] == pytest.approx(1)
 
 

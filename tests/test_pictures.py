@@ -11,6 +11,7 @@ import soundfile
 import torch
 from conftest import ROOT
 from PIL import Image
+from pretended_gpu import PretendedGPU
 
 import pictures
 import runs
@@ -86,6 +87,32 @@ def test_a_folder_and_a_glob_become_a_folder_of_sounds(tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "flac" / "a.flac").subtype == "PCM_16"
 
 
+def test_on_a_gpu_a_picture_is_shrunk_on_the_cpu_or_by_products_where_it_is_large(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own kernel for GPUs refuses to shrink what is some 90 times as large."""
+    e = Encoding(rows=8, columns=6, seconds=0.3)
+    main(Config((photo,), photo.parent / "cpu.wav", encoding=e, device="cpu"))
+    shrunk, products, by_products = voice_translator.shrunk, voice_translator._shrunk_by_products, []
+    places = []
+    monkeypatch.setattr(voice_translator, "shrunk", lambda x, size: (places.append(x.is_cuda), shrunk(x, size))[1])
+    monkeypatch.setattr(
+        voice_translator, "_shrunk_by_products", lambda x, size: (by_products.append(x.shape[2]), products(x, size))[1]
+    )
+    large = torch.rand(2, 65 * 8, 10)
+    with PretendedGPU():
+        main(Config((photo,), photo.parent / "gpu.wav", encoding=e, device="cuda:0"))
+        assert (places, by_products) == ([False], [])
+        translator = VoiceTranslator(e).to("cuda:0")
+        small = translator.resized(large.to("cuda:0")).cpu()
+        translator.resized(large[:, ::2].to("cuda:0"))
+    voice_translator._shrinking.cache_clear()  # no other test shall meet this GPU's
+    assert (places, by_products) == ([False, True, True], [65 * 8])
+    torch.testing.assert_close(small, VoiceTranslator(e).resized(large))
+    sounds = [soundfile.read(photo.parent / name, dtype="int16")[0].astype(int) for name in ("cpu.wav", "gpu.wav")]
+    assert abs(sounds[0] - sounds[1]).max() <= 1
+
+
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
 def test_there_and_back(photo: Path, stereo: bool, capsys: pytest.CaptureFixture[str]) -> None:
     e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0, stereo=stereo)
@@ -128,6 +155,7 @@ def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -
             r"other.wav has 50 samples at 8000 Hz in 1 channel\(s\), but .* 1600 at",
         ),
         ({"decode": "right.wav", "output": "x.foo"}, "x.foo has no ending of a picture"),
+        ({"decode": "right.wav", "output": "x.psd"}, "x.psd has no ending of a picture"),  # which Pillow reads only
         ({"output": "file/x.wav"}, "file/x.wav cannot be written"),
     ],
 )

@@ -290,6 +290,28 @@ def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed
         assert [path.name for path in config.results.iterdir()] == ["small"]
 
 
+def test_a_run_that_goes_on_in_another_way_says_so(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Settings(tmp_path)
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    for precision, processes, said in (
+        ("float32", 1, None),
+        ("bfloat16", 1, "it was begun in float32 by 1 process, and goes on in bfloat16 by 1 process: the result is another"),
+        ("float32", 2, "it was begun in float32 by 1 process, and goes on in float32 by 2 processes: the result is another"),
+    ):
+        assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(runs, "precision", lambda device, precision=precision: precision)
+            elsewhere.setattr(runs, "processes", lambda processes=processes: processes)
+            run = runs.Run("small", replace(config, resume=True), torch.device("cpu"))
+            network = nn.Linear(3, 2)
+            run.restore(network=network, optimiser=torch.optim.Adam(network.parameters()))
+            runs.release(run.folder)
+        line = capsys.readouterr().out.strip().splitlines()[-1]
+        assert line.startswith(said or f"resumed: {tmp_path}/small behind epoch 1")
+
+
 def stage_config(stage: object, results: Path, **more: object) -> object:
     """The header of the chain's command line."""
     import tyro
@@ -350,8 +372,9 @@ def test_the_same_header_gives_the_same_and_pictures_change_nothing(
         assert_same_run(results / "judge", chain / "judge")
 
 
-def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same() -> None:
-    images = torch.rand(2, 1, 64, 48, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("size", [(64, 48), (3000, 40), (28, 4000)])
+def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same(size: tuple[int, int]) -> None:
+    images = torch.rand(2, 1, *size, dtype=torch.float64, requires_grad=True)
     one = F.interpolate(images, (28, 31), mode="bilinear", antialias=True)
     other = voice_translator._shrunk_by_products(images, (28, 31))
     torch.testing.assert_close(other, one)
@@ -367,6 +390,7 @@ def test_a_gpu_gives_the_same_bits_again(stage: object, chain: Path, tmp_path: P
         shutil.copytree(chain, tmp_path / name)
         clear(tmp_path / name, stage)
         flags = [*CHAIN[f"{stage.__name__}.py"], "--device", "cuda", "--deterministic", "--results", str(tmp_path / name)]
+        flags += ["--classifier-augmentation", "1"] if stage is train_all else []
         done = script(f"{stage.__name__}.py", *flags)
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "one" / stage.__name__, tmp_path / "other" / stage.__name__)

@@ -112,6 +112,22 @@ def test_the_soundscapes_are_the_translators_own(chain: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(wave[:16800]).float(), first, atol=1.6 / 32768, rtol=0)
 
 
+def test_a_disk_that_is_full_of_soundscapes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(soundfile.LibsndfileError):
+        error_string = "No space left on device."
+
+    def write(*_: object) -> None:
+        raise Full(2)
+
+    monkeypatch.setattr(soundfile, "write", write)
+    digits = data.load_heard("handwritten", "test", Path(), "cpu")
+    with pytest.raises(
+        runs.UserError, match=r"soundscapes.wav cannot be written \(No space left on device.\); free or unlock"
+    ):
+        figures.save_soundscapes(tmp_path, Ear(Encoding(seconds=0.3)), digits.images[:2], digits.labels[:2])
+    assert [path.name for path in tmp_path.iterdir()] == ["soundscapes.png"]
+
+
 def test_the_encoding_the_frames_and_the_hop_travel_in_the_checkpoint(results: Path) -> None:
     odd = Encoding(curve="linear", seconds=0.5)
     train_vggish.main(config(*STAGES[0], results, encoding=odd, frames=32, hop=305, epochs=1))
@@ -585,6 +601,15 @@ def test_another_encoding_than_stage_one_learned_is_refused(results: Path) -> No
         train_all.main(config(*STAGES[3], results, encoding=Encoding(curve="linear")))
 
 
+def test_a_stage_one_that_names_no_data_set_is_refused(results: Path) -> None:
+    path = results / "train_vggish" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["config"]["dataset"]
+    torch.save(checkpoint, path)
+    with pytest.raises(runs.UserError, match=r"is no whole checkpoint \(no 'dataset'\); run train_vggish.py"):
+        train_all.main(config(*STAGES[3], results))
+
+
 def test_two_processes_of_torchrun_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier, at the same batch; without dropout, whose noise is another in each process."""
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
@@ -652,6 +677,45 @@ def test_on_a_gpu_a_stage_gives_what_it_gives_on_the_cpu_and_no_step_waits(
         assert_equal_weights(results / name / "checkpoint.pt", results / "cpu" / name / "checkpoint.pt")
 
 
+def test_a_deterministic_gpu_is_asked_for_no_gradient_that_it_cannot_repeat(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pictures that are shrunk, too: an encoding of fewer pixels than a drawing has."""
+    monkeypatch.setenv("LISTEN_PRECISION", "float32")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    settings = {**STAGES[3][1], "epochs": 1, "joint_epochs": 1, "classifier_augmentation": 1.0, "images_per_epoch": 32}
+    small = Ear(Encoding(rows=12, columns=20, seconds=0.3))
+    try:
+        with PretendedGPU():
+            image = torch.rand(2, 1, 64, 64).to("cuda:0").requires_grad_()
+            assert train_all.main(config(train_all, settings, results, device="cuda:0", deterministic=True))
+            small.to("cuda:0")(data.as_drawn(image)).sum().backward()
+            assert image.grad.cpu().abs().sum() > 0
+            grid = torch.zeros(2, 4, 4, 2).to("cuda:0")
+            with pytest.raises(
+                RuntimeError, match="grid_sampler_2d_backward.* does not have a deterministic"
+            ):  # it would tell
+                torch.nn.functional.grid_sample(image, grid, align_corners=False).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for cached in (data._reduction, data._projection, voice_translator._shrinking):
+            cached.cache_clear()  # no other test shall meet this GPU's
+
+
+@pytest.mark.parametrize(("augmentation", "reach"), [(1.0, 1.0), (0.3, 1.0), (1.0, 8.0)])
+def test_what_stands_in_for_the_gradient_of_grid_sample_is_the_same(augmentation: float, reach: float) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 20, 31, dtype=torch.float64, requires_grad=True)
+    turned = torch.eye(2, 3, dtype=torch.float64) + augmentation * torch.randn(3, 2, 3, dtype=torch.float64) / 4
+    grid = reach * torch.nn.functional.affine_grid(turned, [3, 1, 24, 24], align_corners=False)  # also far outside
+    one = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    other = data.sampled_by_gathers(images, grid)
+    torch.testing.assert_close(other, one)
+    assert 0 < one.count_nonzero() < one.numel()
+    gradients = [torch.autograd.grad(sampled.square().sum(), images)[0] for sampled in (one, other)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_float32_is_used_where_it_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
@@ -676,6 +740,108 @@ def test_a_mistake_at_the_command_line_is_one_sentence_and_exit_code_2(
     with pytest.raises(SystemExit) as ended:
         runs.command_line(train_vggish.Config, train_vggish.main, "")
     assert (ended.value.code, "Nyquist" in capsys.readouterr().err) == (2, True)
+
+
+COUNTS = ("epochs", "joint_epochs", "judge_epochs", "judges_epochs", "images_per_epoch", "batch", "judges_batch", "width",
+          "kernel_centres", "second_thoughts")  # fmt: skip
+IMPOSSIBLE = [
+    *[(stage, name, -1) for stage in (*(stage for stage, _ in STAGES), evaluate) for name in COUNTS],
+    *[(stage, "batch", 1) for stage, _ in STAGES],
+    *[(stage, "images_per_epoch", 1) for stage, _ in STAGES],
+    *[(stage, "epochs", 0) for stage, _ in STAGES],
+    *[(stage, "learning_rate", value) for stage, _ in STAGES for value in (0.0, float("nan"), float("inf"))],
+    *[(stage, "seed", value) for stage, _ in STAGES for value in (10**13, -(10**13))],
+    (train_all, "joint_learning_rate", -1e-4), (train_all, "grey", float("nan")), (train_all, "generator_rate", -0.1),
+    (emnist_dcgan, "discriminator_learning_rate", 0.0), (emnist_dcgan, "beta1", 1.0), (emnist_dcgan, "instance_noise", -0.1),
+    (mnist_classify_train, "rotation", float("inf")), (mnist_classify_train, "judge_learning_rate", 0.0),
+]  # fmt: skip
+IMPOSSIBLE = [row for row in IMPOSSIBLE if row[1] in vars(row[0].Config())]
+
+
+@pytest.mark.parametrize(("stage", "name", "value"), IMPOSSIBLE, ids=lambda part: getattr(part, "__name__", str(part)))
+def test_a_number_that_nothing_can_be_computed_with_is_refused_before_any_work(
+    stage: object, name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    monkeypatch.setattr(sys, "argv", [f"{stage.__name__}.py", flag, str(value), "--results", str(tmp_path / "results")])
+    with pytest.raises(SystemExit) as ended:
+        runs.command_line(stage.Config, stage.main, "")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"{stage.__name__}.py: {flag} is {value}; give ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_headers_as_they_are_are_possible() -> None:
+    for stage in (*(stage for stage, _ in STAGES), evaluate):
+        runs.refuse_impossible(stage.Config())
+    runs.refuse_impossible(train_all.Config(joint_epochs=0, generator_rate=0.0, seed=-1, images_per_epoch=2, batch=2))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/elsewhere/checkpoint.pt"),
+         "/elsewhere/checkpoint.pt cannot be used (Permission denied); unlock it or make room, or name another."),
+        (OSError("the socket is gone"), "a file cannot be used (the socket is gone); unlock it"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB.\nSee the manual"),
+         "the memory does not suffice (CUDA out of memory. Tried 9 GiB.); lower --batch, end what else takes it, or"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+         "the memory does not suffice ([enforce fail] DefaultCPUAllocator"),
+        (MemoryError(), "the memory does not suffice (no more is left)"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_refuses_is_one_sentence_and_exit_code_2(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def main(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train_vggish.py"])
+    with pytest.raises(SystemExit) as ended:
+        runs.command_line(train_vggish.Config, main, "")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"train_vggish.py: {sentence}") and said.count("\n") == 1
+
+
+def test_a_defect_of_ours_is_not_taken_for_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(sys, "argv", ["train_vggish.py"])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        runs.command_line(train_vggish.Config, main, "")
+
+
+def test_a_gpu_that_cannot_be_used_and_one_for_all_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+
+    def broken(*size: int, device: object = "cpu", **more: object) -> Tensor:
+        if torch.device(device).type == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available\nfor execution")
+        return zeros(*size, device=device, **more)
+
+    with PretendedGPU():
+        monkeypatch.setattr(torch, "zeros", broken)
+        with pytest.raises(
+            runs.UserError, match=r"the GPU cannot be used \(CUDA error: no kernel image is available\); give"
+        ):
+            runs.choose_device("auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(runs.UserError, match="WORLD_SIZE is set, but LOCAL_RANK is not; start with torchrun"):
+        runs.choose_device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(runs.UserError, match="--device cuda:0 would be every process's; give cuda or auto"):
+        runs.choose_device("cuda:0")
+
+
+def test_a_run_takes_no_other_scripts_place(results: Path) -> None:
+    before = {path: path.read_bytes() for path in (results / "judge").iterdir()}
+    with pytest.raises(runs.UserError, match="judge holds what judge left, which this would replace; give another"):
+        train_all.main(config(*STAGES[3], results, name="judge"))
+    assert {path: path.read_bytes() for path in (results / "judge").iterdir()} == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

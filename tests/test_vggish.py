@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended_gpu import PretendedGPU
 from scipy.signal import resample_poly
 
 import data
@@ -517,12 +518,19 @@ def test_magnitudes_and_their_gradient_are_those_of_abs_and_silence_has_none() -
     assert torch.autograd.gradcheck(Magnitude.apply, z[1:].clone().requires_grad_())
 
 
-def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once() -> None:
+def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sounds = torch.rand(2 * vggish.CPU_TOGETHER + 3, 4000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     together = LogMel()(sounds)
     assert together.shape == (len(sounds), 23, 64)
     for k in (0, vggish.CPU_TOGETHER, len(sounds) - 1):
         assert torch.allclose(LogMel()(sounds[k : k + 1])[0], together[k], atol=1e-5)
+    monkeypatch.setattr(vggish, "GPU_TOGETHER", 3 * 25 * vggish.FFT)  # three sounds of 4,000 samples, 25 hops
+    parts, logmels = [], LogMel._logmels
+    monkeypatch.setattr(LogMel, "_logmels", lambda self, x, *more: (parts.append(len(x)), logmels(self, x, *more))[1])
+    with PretendedGPU():
+        by_threes = LogMel().to("cuda:0")(sounds.to("cuda:0")).cpu()
+    assert set(parts) == {3, len(sounds) % 3} - {0}
+    assert torch.allclose(by_threes, together, atol=1e-5)
 
 
 def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_of_float16() -> None:
