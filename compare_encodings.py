@@ -179,7 +179,7 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
                 if cell.finished:
                     continue
                 print(f"\n== {title(cell)}", flush=True)
-                with runs.said():
+                with runs.in_words():
                     if cell.seed is None:
                         invert_linearly(config, schedule, cell, device)
                     else:

@@ -83,7 +83,7 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
         except ValueError as error:  # an impossible encoding; of a nested one tyro says it in its own words, with code 2 too
             raise UserError(str(error)) from error
         refuse_impossible(config)
-        with said():
+        with in_words():
             main(config)
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
@@ -96,7 +96,7 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
 
 
 @contextmanager
-def said() -> Iterator[None]:
+def in_words() -> Iterator[None]:
     """What the machine refuses, a file or its memory, as a `UserError`."""
     try:
         yield
