@@ -759,16 +759,20 @@ IMPOSSIBLE = [row for row in IMPOSSIBLE if row[1] in vars(row[0].Config())]
 
 
 @pytest.mark.parametrize(("stage", "name", "value"), IMPOSSIBLE, ids=lambda part: getattr(part, "__name__", str(part)))
-def test_a_number_that_nothing_can_be_computed_with_is_refused_before_any_work(
-    stage: object, name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_a_number_that_nothing_can_be_computed_with_is_refused(stage: object, name: str, value: float) -> None:
+    with pytest.raises(runs.UserError, match=f"^--{name.replace('_', '-')} is {value}; give "):
+        runs.refuse_impossible(dataclasses.replace(stage.Config(), **{name: value}))
+
+
+@by_name
+def test_an_impossible_number_at_the_command_line_is_refused_before_any_work(
+    stage: object, settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    monkeypatch.setattr(sys, "argv", [f"{stage.__name__}.py", flag, str(value), "--results", str(tmp_path / "results")])
+    monkeypatch.setattr(sys, "argv", [f"{stage.__name__}.py", "--batch", "1", "--results", str(tmp_path / "results")])
     with pytest.raises(SystemExit) as ended:
         runs.command_line(stage.Config, stage.main, "")
-    said = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said.startswith(f"{stage.__name__}.py: {flag} is {value}; give ") and said.count("\n") == 1
+    assert capsys.readouterr().err == f"{stage.__name__}.py: --batch is 1; give at least 2.\n"
     assert not list(tmp_path.iterdir())
 
 
