@@ -117,7 +117,7 @@ OBJECTIVES = {
 @dataclass(frozen=True)
 class Config:
     # what is compared
-    only: tuple[str, ...] = ()  # names of ENCODINGS, above; empty: all
+    only: tuple[str, ...] = ()  # names in ENCODINGS, this script's header; empty: all
     seeds: tuple[int, ...] = (0, 1, 2)  # of stages one and three; with one, nothing can be concluded
     objective: Literal["sound-consistent", "published"] = "sound-consistent"  # of stage three, OBJECTIVES
 
@@ -129,7 +129,7 @@ class Config:
     # the run
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
 
 
 class Cell(NamedTuple):

@@ -45,7 +45,7 @@ class Config:
     seed: int = 0  # of the permutation
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
 
 
 class Model:

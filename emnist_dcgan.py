@@ -54,11 +54,11 @@ class Config:
     real_label: float = 0.9  # what it shall say of real images, 0 of others. Published: 1
 
     # the run
-    seed: int = 0
+    seed: int = 0  # of weights, order and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
     resume: bool = False  # go on behind the last finished epoch
 
 

@@ -54,8 +54,8 @@ class Config:
     # what is rated
     name: str = "train_all"  # of the run of stage three, a folder in results/
     part: Literal["test", "validation"] = "test"  # of the data, to be heard; what is to be chosen, choose by validation
-    second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws
-    # (train_all.SecondThoughts). They need no training, so they are no setting of a run. Published: none. Measured on MNIST,
+    second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws.
+    # See train_all.SecondThoughts. They need no training, so they are no setting of a run. Published: 0. Measured on MNIST,
     # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.3 %
     output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
@@ -71,7 +71,7 @@ class Config:
     seed: int = 0  # of the two judges, of the samples from noise, and of the halves of what is heard
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from models.lenet import LeNet
 class Config:
     # what is read
     dataset: Literal["mnist", "handwritten"] = "mnist"  # handwritten: scikit-learn's small digits, no download
-    rotation: float = 0.0  # of the training images, random, in degrees either way. Published: 180, also of the test images,
-    # so that 6 and 9 cannot be told apart
+    rotation: float = 0.0  # of the training images, random, in degrees either way. Published: 180.
+    # There the test images are turned too, so that 6 and 9 cannot be told apart
 
     # the classifier's schedule
     epochs: int = 50  # published: 50
@@ -40,7 +40,7 @@ class Config:
     late_epoch: int = 31  # from this epoch on, a tenth of the learning rate. Published: 31
 
     # the judge's, which is not published: AdamW along a cosine, images turned, shifted and scaled at random
-    judge_epochs: int = 10
+    judge_epochs: int = 10  # of the judge; --epochs is the classifier's
     judge_learning_rate: float = 3e-3  # at first; 0 at the end
 
     # the run
@@ -48,7 +48,7 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
     resume: bool = False  # go on behind the last finished epoch
 
 

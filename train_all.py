@@ -47,33 +47,32 @@ class Config:
     sound_consistency: float = 0.0  # weight of the distance between the sound of what was imagined and the sound heard.
     # 0: the published objective. Measured on MNIST, in the README's runs: 99.2 % read right by the classifier, 76.3 % by the
     # judge, images of a class nearly alike (retrieval among 1,000: 1.2 %). 1, with what serves it: 99.1 %, 98.9 %, 98 %
-    distance: Literal["absolute", "squared", "multiscale", "loudness"] = "absolute"  # of the log-mels; multiscale: the mean
-    # of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs more than a ripple;
-    # loudness: the same of the squared ones of the loudness (sound_distance), in which near-silence counts for little
-    loudness_first: float = 0.0  # share of the run, from its start, in which the distance is that of loudness: it finds the
-    # shape sooner, and `distance` then clears what lies between the strokes
-    leak: float = 1.0  # share of the gradient that passes a pixel which the contrast saturates (VoiceTranslator.forward);
-    # at 0, the true gradient, a pixel imagined white where black was heard is never told
-    detail: float = 0.0  # weight of what no sound can tell: the imagined image's difference to the nearest one that 28 x 28
-    # pixels can tell. Published: none
-    grey: float = 0.0  # weight of the imagined image's grey, the mean of 1 - x^2, which is 0 for black and white; it grows
-    # from 0 to this over the run, so that shape comes before ink. Published: none. The contrast makes every grey above some
-    # 0.4 of white as loud as white, so no sound asks for full ink
-    rehearsal: float = 0.0  # weight of what is rehearsed: the generator as it was after stage two draws from noise, the
-    # drawing is sounded, and shall be imagined again from its sound (mean squared difference of the images). No heard digit
-    # takes part, only the memory. Published: none
+    distance: Literal["absolute", "squared", "multiscale", "loudness"] = "absolute"  # of the log-mels; see sound_distance.
+    # multiscale: the mean of the absolute ones at full, half and quarter resolution, so that what neighbours agree on weighs
+    # more than a ripple; loudness: the same of the squared ones of the loudness, in which near-silence counts for little
+    loudness_first: float = 0.0  # share of the run, from its start, in which the distance is that of loudness.
+    # That finds the shape sooner, and `distance` then clears what lies between the strokes
+    leak: float = 1.0  # share of the gradient that passes a pixel saturated by the contrast (VoiceTranslator.forward).
+    # At 0, the true gradient, a pixel imagined white where black was heard is never told
+    detail: float = 0.0  # weight of what no sound can tell of the imagined image: what is finer than 28 x 28. Published: 0.
+    # It is the difference to the nearest image that 28 x 28 pixels can tell (inaudible_detail)
+    grey: float = 0.0  # weight of the imagined image's grey, the mean of 1 - x^2: 0 for black and white. Published: 0.
+    # It grows from 0 to this over the run, so that shape comes before ink. The contrast makes every grey above some 0.4 of
+    # white as loud as white, so no sound asks for full ink
+    rehearsal: float = 0.0  # weight of what is rehearsed: the memory's own drawings, from their sounds. Published: 0.
+    # The generator as it was after stage two draws from noise; the drawing is sounded, and shall be imagined again from its
+    # sound (mean squared difference of the images). No heard digit takes part
     classifier_weight: float = 1.0  # weight of the classifier's cross-entropy. Published: 1
-    classifier_augmentation: float = 0.0  # of what the classifier reads: at 1 each imagined image is turned by up to 10
-    # degrees, shifted by 4 %, scaled by 10 %, anew each time: a shape that only this classifier takes for the digit seldom
-    # survives that. Published: none
+    classifier_augmentation: float = 0.0  # of what the classifier reads, as below of what is heard. Published: 0.
+    # A shape that only this classifier takes for the digit seldom survives it
     dropout: bool = True  # of the audio network while it learns. Published: yes; it blurs what can be consistent
 
     # the schedule: first the audio network alone, then the generator with it
     epochs: int = 4  # published: 4
     joint_epochs: int = 1  # the last of them train the generator too. Published: 1
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
-    augmentation: float = 0.0  # of what is heard: at 1 each digit is turned by up to 10 degrees, shifted by 4 %, scaled by
-    # 10 %, anew each time, so that none is learned by heart; at 0.5 by half as much. Published: none
+    augmentation: float = 0.0  # of what is heard, so that nothing is learned by heart; 0.5: half of 1. Published: 0.
+    # At 1 each digit is turned by up to 10 degrees, shifted by up to 4 %, scaled by up to 10 %, anew each time
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # Adam, audio network alone. Published: 1e-3
     generator_rate: float = 1.0  # learning rate of the generator, as a share of the audio network's. Published: 1
@@ -82,11 +81,11 @@ class Config:
 
     # the run
     name: str = "train_all"  # of the folder in results/
-    seed: int = 0
+    seed: int = 0  # of weights, order and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
     resume: bool = False  # go on behind the last finished epoch
 
 

@@ -45,11 +45,11 @@ class Config:
     keep_gigabytes: float = 2.0  # of log-mels, made once and kept in float16; where they take more, anew in every epoch
 
     # the run
-    seed: int = 0
+    seed: int = 0  # of weights, order and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")
+    results: Path = Path("results")  # the folder of all runs
     resume: bool = False  # go on behind the last finished epoch
 
 

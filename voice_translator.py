@@ -63,18 +63,18 @@ class Encoding:
     lowest_hz: float = 80.0  # pitch of the lowest row. Published: 80
     highest_hz: float = 7600.0  # pitch of the highest row. Published: 7600
     curve: Curve = "exponential"  # row -> pitch. Published: exponential, linear and tanh are compared
-    tanh_slope: float = 3.84  # of the tanh curve, over all rows. Published: 0.06 a row, which is 3.84 at 64 rows and
-    # would leave only 1261..6294 Hz at 28; for that literal slope, set 0.06 * rows
+    tanh_slope: float = 3.84  # of the tanh curve, over all rows. Published: 0.06 a row, 3.84 at 64 rows.
+    # At 28 rows that would leave only 1261..6294 Hz; for that literal slope, set 0.06 * rows
     pitch_position: Literal["top", "middle", "bottom"] = "top"  # where the high pitch sits. Published: all are compared
     seconds: float = 1.05  # one scan. Published: 1.05, and 2.0 as the longer variant
-    sample_rate: int = 16000  # Hz. Published: 22050; VGGish hears at 16000, and 7600 Hz is below its Nyquist frequency,
-    # so a soundscape made at 16000 needs no resampler, has 600 samples in each of 28 columns, and no tail
+    sample_rate: int = 16000  # Hz. Published: 22050. VGGish hears at 16000, where 7600 Hz still fits.
+    # So a soundscape made at 16000 needs no resampler; it has 600 samples in each of 28 columns, and no tail
     contrast: float = 2.0  # px + contrast * (px - mean(px)). Published: 2
     negative: bool = False  # dark is loud. Published: no
-    grey_levels: int | None = None  # equal steps, from silence to an amplitude of 1 over 30 dB (hificode: 16, so 2 dB each).
-    # None: continuous, as published
-    window: Literal["rectangular", "spline"] = "rectangular"  # of a column in time; spline: quadratic B-spline, which
-    # fades one column into the next (hificode). Published: rectangular
+    grey_levels: int | None = None  # equal steps, from silence to an amplitude of 1. None: continuous, as published.
+    # Over 30 dB; hificode: 16, so 2 dB each
+    window: Literal["rectangular", "spline"] = "rectangular"  # of a column in time. Published: rectangular.
+    # spline: a quadratic B-spline, which fades one column into the next (hificode)
     click: bool = False  # noise at the start of the scan, for 1/5 of a column, in the left ear (hificode). Published: none
     smoothing: bool = False  # a second-order low-pass over the output (hificode's filter). Published: none
     stereo: bool = False  # the scan passes from left to right, by delay, diffraction and fade (hificode). Published: mono

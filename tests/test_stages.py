@@ -1,7 +1,9 @@
 """The four stages: through their command lines, what they leave behind, resuming, what is frozen, and what they refuse."""
 
 import dataclasses
+import inspect
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from PIL import Image
 from pretended_gpu import PretendedGPU
 from torch import Tensor
 
+import compare_encodings
+import controls
 import data
 import emnist_dcgan
 import evaluate
@@ -774,6 +778,19 @@ def test_an_impossible_number_at_the_command_line_is_refused_before_any_work(
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"{stage.__name__}.py: --batch is 1; give at least 2.\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "script", [*(stage for stage, _ in STAGES), evaluate, controls, compare_encodings], ids=lambda s: s.__name__
+)
+def test_the_help_says_of_each_setting_what_it_is(script: object) -> None:
+    """tyro shows the first line of a setting's comment; of one without a comment, that of the group above."""
+    lines = inspect.getsource(script.Config).splitlines()
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if re.match(r"    \w+: ", line) and not line.startswith("    encoding:"):
+            said = line.partition("  # ")[2]
+            assert said, f"nothing is said of {line.strip()}"
+            assert said.endswith(".") or not after.startswith("    #"), f"in --help this breaks off: {said}"
 
 
 def test_the_headers_as_they_are_are_possible() -> None:
