@@ -42,13 +42,13 @@ def test_the_benchmark_runs_and_rates_every_stage(
     monkeypatch.setattr(stages.seconds_of, "__defaults__", (0.0,))
     monkeypatch.setattr(stages, "machine_rates", lambda device: (1e9, 1e9))
     rates = stages.main(stages.Config(rounds=2, width=2, batch=4, device="cpu"))
-    assert len(rates) == 6
+    assert len(rates) == 7
     assert all(list(ways) == ["ours", "plain", "published"] for ways in rates.values())
     assert all(
         len(rate) == 2 and min(rate) > 0 and math.isfinite(max(rate)) for ways in rates.values() for rate in ways.values()
     )
     printed = capsys.readouterr().out
-    assert printed.count("\n| ") == 7  # a head, and six stages
+    assert printed.count("\n| ") == 8  # a head, six steps of the published schedule, and one of ours
     hours = float(printed.split("published ")[-1].split()[0].replace(",", ""))
     seconds = {name: 60_000 * epochs * np.median(1 / np.array(rates[name]["published"])) for name, epochs in EPOCHS.items()}
     assert hours == pytest.approx(sum(seconds.values()) / 3600, abs=0.006)
