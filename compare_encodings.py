@@ -38,6 +38,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from matplotlib.ticker import PercentFormatter
 from scipy import stats
 from torch import Tensor
 
@@ -508,7 +509,7 @@ def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
     """A panel for each rating that is concluded upon, a line for each encoding, the best by the judges on top."""
     judged = groups_of(rows, "judges_mean")
     names = sorted(judged, key=lambda name: statistics.fmean(judged[name]))
-    size = (4.2 * len(CONCLUDED) + 1, 0.36 * len(names) + 1.5)
+    size = (3 * len(CONCLUDED) + 1, 0.3 * len(names) + 1.5)
     figure, axes = plt.subplots(1, len(CONCLUDED), figsize=size, sharey=True, layout="constrained")
     for axis, (column, meaning) in zip(axes, CONCLUDED.items(), strict=True):
         groups = groups_of(rows, column)
@@ -526,16 +527,18 @@ def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
             axis.plot(linear.values(), lines, "D", color="grey", markersize=5, markerfacecolor="none")
         low, high = axis.get_xlim()
         axis.set_xlim(max(low, -0.02), min(high, 1.02))  # an interval may reach beyond what a share can be
-        axis.set_xlabel(meaning)
+        axis.set_xlabel(meaning, fontsize=9)
+        if column != "correlation":  # a share
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     seeds = {len(values) for values in judged.values()}
     count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{min(seeds)}"
     figure.suptitle(
-        f"dots: {count} seeds; bar: their mean with its 95 % t-interval over seeds (none for one seed); dotted: {PRIMARY}; "
-        "grey diamonds: the linear inverse, without a listener", fontsize=9,
+        f"dots: {count} seed{'s' * (max(seeds) > 1)}; bar: their mean with its 95 % t-interval over seeds (none for one seed);\n"
+        f"dotted: {PRIMARY}; grey diamonds: the linear inverse, without a listener", fontsize=9,
     )  # fmt: skip
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=130))
+    runs.write(path, lambda beside: figure.savefig(beside, dpi=170))
     plt.close(figure)
 
 
@@ -546,7 +549,7 @@ def draw_sheet(path: Path, finished: list[Cell]) -> None:
     linear = {cell.name: cell for cell in finished if cell.seed is None}
     names = [name for name in ENCODINGS if name in first]
     figure, axes = plt.subplots(
-        len(names) + 1, 3, figsize=(16, 0.62 * (len(names) + 1)), squeeze=False, layout="constrained"
+        len(names) + 1, 3, figsize=(11, 0.37 * (len(names) + 1)), squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(h_pad=0.01, w_pad=0.03, hspace=0, wspace=0)
 
@@ -572,7 +575,7 @@ def draw_sheet(path: Path, finished: list[Cell]) -> None:
     for axis in axes.flat:
         axis.set(xticks=(), yticks=())
         axis.set_frame_on(False)
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
+    runs.write(path, lambda beside: figure.savefig(beside, dpi=160))
     plt.close(figure)
 
 
