@@ -535,7 +535,7 @@ def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
     seeds = {len(values) for values in judged.values()}
     count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{min(seeds)}"
     figure.suptitle(
-        f"dots: {count} seed{'s' * (max(seeds) > 1)}; bar: their mean with its 95 % t-interval over seeds (none for one seed);\n"
+        f"dots: {count} seed{'s' * (max(seeds) > 1)}; bar: their mean with its 95 % t-interval (none for one seed);\n"
         f"dotted: {PRIMARY}; grey diamonds: the linear inverse, without a listener", fontsize=9,
     )  # fmt: skip
     runs.write(path, lambda beside: figure.savefig(beside, dpi=170))
