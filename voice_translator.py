@@ -252,9 +252,9 @@ class VoiceTranslator(nn.Module):
         """Translate images to soundscapes.
 
         Args:
-            images: `(B, H, W)` or `(B, 1, H, W)`, uint8 in 0..255 or floating point in [0, 1]; black is silent. Another
-                size than the encoding's is resized: bilinear with antialiasing when an edge shrinks, else to the
-                nearest pixel (as the paper enlarges MNIST).
+            images: `(B, H, W)` or `(B, 1, H, W)`, uint8 in 0..255 or floating point in [0, 1]; black is silent, also what
+                only rounds to it. Another size than the encoding's is resized: bilinear with antialiasing when an edge
+                shrinks, else to the nearest pixel (as the paper enlarges MNIST).
             leak: share of the gradient that passes where the true one is none: a grey level that the contrast drives beyond
                 black or white, and the rounding to `grey_levels`. It changes no sound. 0 is the true gradient.
 
@@ -341,12 +341,16 @@ class VoiceTranslator(nn.Module):
 
     def amplitudes(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """The amplitude of every row and column, `(B, rows, columns)`, top row first: 0 for black, else
-        10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. With n `grey_levels`,
+        10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. Black is what is below half a grey level
+        before it, or not above 0 behind it. With n `grey_levels`,
         10 ^ (1.5 (L / (n - 1) - 1)) of the level L = floor(n px / 256). Arguments as in `forward`."""
         pixels = self.resized(images)
         with torch.autocast(images.device.type, enabled=False):
             if self.encoding.negative:
                 pixels = 255 - pixels
+            # What rounds to black is black, or an imagined black would hiss: silence is a jump away from the faintest grey.
+            # In gradient it is the grey that it was.
+            pixels = pixels - pixels.detach() * (pixels.abs() < 0.5)
             mean = pixels.mean(dim=(1, 2), keepdim=True)
             pixels = torch.add(pixels, pixels - mean, alpha=self.encoding.contrast)
             clipped = pixels.clamp(0, 255)

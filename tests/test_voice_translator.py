@@ -200,6 +200,17 @@ def test_black_is_silent() -> None:
     assert translate(Encoding(sample_rate=22050), np.zeros((3, 28, 28), np.uint8)).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("negative", [False, True])
+def test_what_rounds_to_black_is_silent_and_can_still_learn_to_sound(negative: bool) -> None:
+    e = Encoding(contrast=0.0, negative=negative)
+    for grey, sounds in ((-0.4, False), (1e-6, False), (0.49, False), (0.51, True)):
+        level = torch.full((1, 28, 28), (255 - grey if negative else grey) / 255, dtype=torch.float64, requires_grad=True)
+        amplitudes = VoiceTranslator(e).double().amplitudes(level, leak=1.0)
+        assert bool(amplitudes.count_nonzero()) == sounds
+        amplitudes.sum().backward()
+        assert (level.grad * (-1 if negative else 1) > 0).all()
+
+
 def peaks(e: Encoding) -> np.ndarray:
     """The pitch of a dot in each row, from the top row down, in Hz, by the peak of the spectrum of its column."""
     dots = torch.eye(e.rows).reshape(e.rows, e.rows, 1) * (torch.arange(e.columns) == 1)
