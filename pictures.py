@@ -22,6 +22,8 @@ MAX_PIXELS = 64_000_000  # of a picture; a larger one is refused before it is de
 # What is read; others, such as EPS, would start another program, or are of no use.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 SOUNDS = (".wav", ".flac")
+DRAWINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # that Matplotlib writes
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm")  # that are written of grey levels
 
 
 def find(names: Iterable[Path]) -> list[Path]:
@@ -34,9 +36,12 @@ def find(names: Iterable[Path]) -> list[Path]:
     for name in names:
         if name.is_dir():
             known = [ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS]
-            these = sorted(path for path in name.iterdir() if path.suffix.lower() in known and path.is_file())
+            shown = (path for path in name.iterdir() if not path.name.startswith("."))  # macOS hides what are no pictures
+            these = sorted(path for path in shown if path.suffix.lower() in known and path.is_file())
+        elif name.is_file():
+            these = [name]
         else:
-            these = [name] if name.is_file() else sorted(Path(path) for path in glob.glob(str(name), recursive=True))
+            these = sorted(Path(path) for path in glob.glob(str(name), recursive=True) if Path(path).is_file())
         if not these:
             raise runs.UserError(f"{name} names no picture; give a picture, a folder of pictures, or a glob in quotes.")
         found += these
@@ -76,11 +81,24 @@ def _grey(picture: Image.Image) -> np.ndarray:
     return np.array(picture.convert("RGB").convert("L"))
 
 
+def require_ending(path: Path, endings: tuple[str, ...], what: str) -> None:
+    """Refuse to write `what` as another kind of file.
+
+    Raises:
+        runs.UserError: if `path` has none of the `endings`.
+    """
+    if path.suffix.lower() not in endings:
+        raise runs.UserError(f"{path} has no ending of {what}; name it {', '.join(endings[:-1])} or {endings[-1]}.")
+
+
 def write(path: Path, image: Tensor) -> None:
-    """Write `(H, W)` grey levels in [0, 1] as an 8-bit picture."""
+    """Write `(H, W)` grey levels in [0, 1] as an 8-bit picture.
+
+    Raises:
+        runs.UserError: if `path` has no ending of `IMAGES`, or cannot be written.
+    """
+    require_ending(path, IMAGES, "a picture")
     levels = (image * 255).round().to(torch.uint8).numpy()
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise runs.UserError(f"{path} has no ending of a picture; name it .png.")
     runs.write(path, lambda beside: Image.fromarray(levels).save(beside))
 
 
@@ -90,8 +108,7 @@ def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
     Raises:
         runs.UserError: if it has another ending, or cannot be written.
     """
-    if path.suffix.lower() not in SOUNDS:
-        raise runs.UserError(f"{path} has no ending of a sound; name it .wav or .flac.")
+    require_ending(path, SOUNDS, "a sound")
     try:
         runs.write(path, lambda beside: soundfile.write(beside, pcm.numpy().T, sample_rate, "PCM_16"))
     except soundfile.LibsndfileError as error:
@@ -118,7 +135,7 @@ def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
                     f"{wanted[2]} at {wanted[0]} Hz in {wanted[1]}; give the --preset and the flags that it was made with."
                 )
             samples = torch.from_numpy(file.read(shape[-1], dtype="float64"))
-    except (soundfile.SoundFileError, RuntimeError, ValueError, OSError) as error:
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
         raise runs.UserError(f"{path} is damaged, or no sound that libsndfile reads; save it anew as WAV.") from error
     if tuple(samples.shape[::-1]) != shape or not samples.isfinite().all():
         raise runs.UserError(f"{path} ends early, or holds samples that are no numbers; save it anew as WAV.")
@@ -129,19 +146,19 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, sample_rate: int,
     """Draw an image beside the spectrogram of its sound, of each ear in stereo.
 
     Args:
-        image: `(rows, columns)` in [0, 1], as it is scanned.
+        image: `(rows, columns)` in [0, 1], as it is scanned, but for a negative.
         sound: `(samples,)` or `(2, samples)` in [-1, 1].
         sample_rate: in Hz.
         hz: the lowest and the highest pitch; the axis goes a little beyond.
         log: whether the axis is logarithmic.
     """
-    if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp"):
-        raise runs.UserError(f"{path} has no ending of a picture; name it .png.")
+    require_ending(path, DRAWINGS, "a drawing")
     ears = sound.reshape(-1, sound.shape[-1]).double().numpy()
     figure, axes = plt.subplots(1, 1 + len(ears), figsize=(4 + 5 * len(ears), 4), layout="constrained", squeeze=False)
     axes[0, 0].imshow(image.cpu().numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes[0, 0].set(title="image, as it is scanned", xlabel="column", ylabel="row")
-    length = max(16, round(0.04 * sample_rate))  # 40 ms tell 25 Hz apart, and blur some columns in time
+    # 40 ms tell 25 Hz apart, and blur some columns in time.
+    length = max(2, min(round(0.04 * sample_rate), ears.shape[1]))
     for axis, samples, name in zip(
         axes[0, 1:], ears, ("left ear", "right ear") if len(ears) == 2 else ("sound",), strict=True
     ):

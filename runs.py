@@ -21,6 +21,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -52,6 +53,8 @@ MAX_FILE = 4 * 1024**3  # bytes of a checkpoint; the largest of our own, of stag
 MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
 MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
 MAX_DEPTH = 12  # of lists and dicts in one another
+UMASK = os.umask(0o022)  # who may read what is written; it is told only by setting another
+os.umask(UMASK)
 UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
 DRAWN_EVERY = 10  # seconds: drawing the curves takes 0.1 to 0.3 s, and a small epoch on a GPU, we expect, not much more
 CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
@@ -123,7 +126,7 @@ def refuse_impossible(config: Any) -> None:
         flag = f"--{name.replace('_', '-')} is {value}"
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
-        if not np.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag}; give a finite number.")
         least = 2 if name == "batch" and trains else LEAST.get(name)  # of a single image BatchNorm learns nothing
         if least is not None and value < least:
@@ -659,11 +662,12 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         return
     with _said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f"{UNFINISHED}{path.stem}-", dir=path.parent)
+        stem = path.stem if path.stem.isascii() else ""  # libraries stumble over names that are no UTF-8
+        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f"{UNFINISHED}{stem[:100]}-", dir=path.parent)
         os.close(handle)
         try:
             writer(Path(name))
-            os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
+            os.chmod(name, 0o666 & ~UMASK)  # mkstemp makes files that only their owner reads
             _sync(name)
             os.replace(name, path)
             _sync(path.parent)
@@ -686,9 +690,7 @@ def _said(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error}); free or unlock the folder, or give another with --results."
-        ) from error
+        raise UserError(f"{path} cannot be written ({error}); free or unlock the folder, or name another place.") from error
 
 
 def probe(folder: Path) -> None:

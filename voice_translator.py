@@ -48,6 +48,7 @@ HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
+STEEPEST_FILTER = 1000  # the sample rate in highest pitches; then the filter has some 6,000 taps
 LARGEST = 2**26  # rows times samples: 268 MB in float32. hificode's are 3 million
 
 
@@ -110,12 +111,17 @@ class Encoding:
                 f"encoding: highest_hz {self.highest_hz} lies above {self.sample_rate / 2} Hz, the Nyquist frequency; "
                 "lower it or raise sample_rate."
             )
-        if self.tanh_slope <= 0 or self.seconds <= 0 or self.contrast < 0:
-            raise ValueError("encoding: tanh_slope and seconds must be above 0, and contrast at least 0.")
+        if self.tanh_slope <= 0 or self.seconds <= 0 or not 0 <= self.contrast <= 1e6:
+            raise ValueError("encoding: tanh_slope and seconds must be above 0, and contrast from 0 to a million.")
         if not math.isfinite(self.seconds * self.sample_rate) or self.samples < self.columns:
             raise ValueError(
                 f"encoding: {self.seconds} s at {self.sample_rate} Hz do not give each of {self.columns} columns a sample; "
                 "change seconds, or raise sample_rate."
+            )
+        if self.smoothing and self.sample_rate > STEEPEST_FILTER * self.highest_hz:
+            raise ValueError(
+                f"encoding: the output filter for {self.highest_hz} Hz would reach over thousands of samples at "
+                f"{self.sample_rate} Hz; raise highest_hz, lower sample_rate, or leave out smoothing."
             )
         if self.rows * self.samples > LARGEST:
             raise ValueError(
@@ -234,7 +240,7 @@ class VoiceTranslator(nn.Module):
             "tail": waves[..., used:].transpose(0, 1).flatten(1),  # rows x (channels * (samples - used))
             "powers": torch.stack([q, q * q]),  # 2 x samples_per_column
             "click": encoding.click_samples(),
-            "smoother": _smoother(encoding, torch.finfo(dtype).eps),
+            "smoother": _smoother(encoding, torch.finfo(dtype).eps) if encoding.smoothing else torch.empty(0),
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer.to(device, dtype).contiguous(), persistent=False)
@@ -499,8 +505,13 @@ def estimate_image(soundscape: Tensor, encoding: Encoding) -> Tensor:
             f"the sound has the shape {tuple(soundscape.shape)}, but the encoding makes finite samples of {shape}; "
             "give the encoding that it was made with."
         )
+    with torch.inference_mode(False), torch.enable_grad():  # the way back is a gradient, wherever this is called
+        return _inverted(soundscape.detach().double().cpu().clone(), encoding)
+
+
+def _inverted(heard: Tensor, encoding: Encoding) -> Tensor:
     translator = VoiceTranslator(encoding).double()
-    heard = soundscape.detach().double().cpu()
+    shape = tuple(heard.shape)
     known = heard.abs() < 1 - 2**-14  # what was clipped says only that it was loud
     grid = (1, encoding.rows, encoding.columns)
     silence = translator.sound(torch.zeros(grid, dtype=torch.float64)).view(shape)  # but for the click
@@ -546,7 +557,8 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     batch: int = 64  # pictures that are translated together
 
-    preset: Literal["late-blind", "congenitally-blind", "hificode"] = "late-blind"  # where the flags below start from
+    preset: Literal["late-blind", "congenitally-blind", "hificode"] = "late-blind"  # where the flags below start from.
+    # In Python, give `encoding` itself
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
 
 
@@ -566,18 +578,7 @@ def main(config: Config) -> None:
         return
     if not paths:
         raise runs.UserError("no picture is given; name one, a folder of them, or a glob in quotes.")
-    several = len(paths) > 1 or config.pictures[0].is_dir()
-    if several and config.spectrogram is not None:
-        raise runs.UserError(f"--spectrogram draws one picture, but {len(paths)} are given; name one.")
-    if several and config.output.suffix.lower() in pictures.SOUNDS:
-        raise runs.UserError(f"{config.output} is one sound, but {len(paths)} pictures are given; name a folder with -o.")
-    outputs = [config.output]
-    if several:
-        outputs = [config.output / f"{path.stem}.{config.format}" for path in paths]
-        twice = next((path for path, output in zip(paths, outputs, strict=True) if outputs.count(output) > 1), None)
-        if twice is not None:
-            raise runs.UserError(f"two pictures would become {twice.stem}.{config.format}; rename one of them.")
-
+    outputs = _outputs(config, paths)
     device = runs.choose_device(config.device)
     translator = VoiceTranslator(encoding).to(device)
     refused = []
@@ -596,8 +597,12 @@ def main(config: Config) -> None:
         with torch.no_grad():
             soundscapes = translator(torch.cat(images).to(device)).cpu()
         for output, pcm in zip(kept, to_pcm16(soundscapes), strict=True):
-            if output is not None:
+            if output is None:
+                continue
+            try:
                 pictures.write_sound(output, pcm, encoding.sample_rate)
+            except runs.UserError as error:
+                refused.append(str(error))
     if config.spectrogram is not None and not refused:
         low, high = encoding.frequencies().aminmax()
         log = encoding.curve in ("exponential", "mel", "bark")
@@ -605,9 +610,45 @@ def main(config: Config) -> None:
             config.spectrogram, images[0][0].cpu(), soundscapes[0], encoding.sample_rate, (low.item(), high.item()), log
         )
     if refused:
-        raise runs.UserError(f"{len(refused)} of {len(paths)} pictures were not read: " + " ".join(refused))
+        raise runs.UserError(f"{len(refused)} of {len(paths)} pictures were not translated: " + " ".join(refused[:9]))
     written = [str(path) for path in (config.output, config.spectrogram) if path is not None]
     print(f"{len(paths)} picture(s) as {encoding.seconds} s of sound each, {encoding.sample_rate} Hz. {', '.join(written)}")
+
+
+def _outputs(config: Config, paths: list[Path]) -> list[Path | None]:
+    """The sound that each picture becomes, None where only its spectrogram is wanted."""
+    import pictures
+    import runs
+
+    several = len(paths) > 1 or paths[0] not in config.pictures  # one picture of a folder, or of a glob, is one of several
+    if several and config.spectrogram is not None:
+        raise runs.UserError("--spectrogram draws one picture, but a folder or several are given; name one.")
+    if several and config.output.suffix.lower() in pictures.SOUNDS:
+        raise runs.UserError(
+            f"{config.output} is one sound, but a folder or several pictures are given; name a folder by -o."
+        )
+    if config.spectrogram is not None:
+        pictures.require_ending(config.spectrogram, pictures.DRAWINGS, "a drawing")
+    outputs = [config.output]
+    if several:
+        outputs = [config.output / f"{path.stem}.{config.format}" for path in paths]
+        twice = next((path for path, output in zip(paths, outputs, strict=True) if outputs.count(output) > 1), None)
+        if twice is not None:
+            raise runs.UserError(f"two pictures would become {twice.stem}.{config.format}; rename one of them.")
+    elif config.output is not None:
+        pictures.require_ending(config.output, pictures.SOUNDS, "a sound")
+    _spare(paths, [*outputs, config.spectrogram])
+    return outputs
+
+
+def _spare(inputs: list[Path], outputs: list[Path | None]) -> None:
+    """Refuse to write what is made of a file in its place."""
+    import runs
+
+    made = {path.resolve() for path in outputs if path is not None}
+    lost = next((path for path in inputs if path.resolve() in made), None)
+    if lost is not None:
+        raise runs.UserError(f"{lost} would be replaced by what is made of it; give another name.")
 
 
 def _decode(config: Config, originals: list[Path]) -> None:
@@ -616,6 +657,8 @@ def _decode(config: Config, originals: list[Path]) -> None:
 
     if config.output is None or config.spectrogram is not None or len(originals) > 1:
         raise runs.UserError("--decode makes one image; give it a name with -o, at most one picture, and no --spectrogram.")
+    pictures.require_ending(config.output, pictures.IMAGES, "a picture")
+    _spare([*originals, config.decode], [config.output])
     encoding = config.encoding
     original = pictures.read(originals[0]) if originals else None
     shape = (2, encoding.samples) if encoding.stereo else (encoding.samples,)
@@ -624,7 +667,10 @@ def _decode(config: Config, originals: list[Path]) -> None:
     said = ""
     if original is not None:
         pair = torch.stack([image, VoiceTranslator(encoding).double().resized(original[None])[0]]).flatten(1)
-        said = f" Its correlation with {originals[0]} is {pair.corrcoef()[0, 1]:.4f}."
+        told = "cannot be told, as one of them is of one grey"
+        if pair.std(1).min() > 1e-6:
+            told = f"is {pair.corrcoef()[0, 1]:.4f}"
+        said = f" Its correlation with {originals[0]} {told}."
     print(f"the image that sounds like {config.decode}, {encoding.rows} x {encoding.columns}: {config.output}.{said}")
 
 
@@ -634,7 +680,7 @@ def _command() -> None:
     import runs
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # the preset first: it sets the flags' defaults
-    early.add_argument("--preset")
+    early.add_argument("--preset", default=Config.preset)
     preset = PRESETS.get(early.parse_known_args()[0].preset, Encoding)
     runs.command_line(Config, main, __doc__, default=Config(encoding=preset()))
 

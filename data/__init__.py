@@ -148,6 +148,8 @@ def augmented(images: Tensor, augmentation: float) -> Tensor:
 def as_drawn(seen: Tensor) -> Tensor:
     """The way back of `as_seen`: `(B, 1, 64, 64)` in [-1, 1] -> `(B, 1, 28, 28)` in [0, 1], differentiable.
 
+    An image that no drawing looks like, enlarged, may come back from a little outside of [0, 1].
+
     By least squares: the image that, enlarged by `as_seen`, comes nearest to this. So an image that was enlarged comes back
     as it was. A plain reduction would blur it, and then no image as seen would sound like the drawing that it shows.
     """
@@ -296,7 +298,7 @@ def _handwritten(part: Part) -> Digits:
 def _printed(count: int = 8000, together: int = 4) -> Digits:
     """Digits in matplotlib's fonts, each with a random affine and elastic distortion, always the same ones.
 
-    `together` fonts of each digit share one distortion, since torchvision draws one a call. No image is there twice.
+    All digits in `together` fonts each share one distortion, since torchvision draws one a call. No image is there twice.
     """
     glyphs = torch.stack([torch.stack([_glyph(font, str(digit)) for font in PRINTED_FONTS]) for digit in range(10)])
     distort = v2.Compose(

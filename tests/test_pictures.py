@@ -16,7 +16,7 @@ from pretended_gpu import PretendedGPU
 import pictures
 import runs
 import voice_translator
-from voice_translator import Config, Encoding, VoiceTranslator, main, to_pcm16
+from voice_translator import Config, Encoding, VoiceTranslator, estimate_image, main, to_pcm16
 
 E = Encoding(rows=8, columns=6, seconds=0.1)
 RAMP = np.linspace(0, 255, 20 * 30).round().astype(np.uint8).reshape(20, 30)
@@ -67,6 +67,12 @@ def test_flags_start_from_the_preset_and_an_impossible_one_is_refused_in_one_lin
     shown = capsys.readouterr().out
     assert "default: 44100" in shown
     assert "--tanh-slope" in shown
+    monkeypatch.setattr(Config, "preset", "hificode")  # as in an edited header
+    assert command("--help") == 0
+    assert "default: 44100" in capsys.readouterr().out
+    for number in ("18446744073709551616", "1" + "0" * 400):
+        assert command(str(photo), "-o", "x.wav", "--device", "cpu", "--contrast", number) == 2
+        assert "contrast" in capsys.readouterr().err
 
 
 def test_a_folder_and_a_glob_become_a_folder_of_sounds(tmp_path: Path) -> None:
@@ -130,9 +136,49 @@ def test_there_and_back(photo: Path, stereo: bool, capsys: pytest.CaptureFixture
 
 def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:60])
-    with pytest.raises(runs.UserError, match=r"1 of 2 pictures were not read: .*bad.png is damaged"):
+    with pytest.raises(runs.UserError, match=r"1 of 2 pictures were not translated: .*bad.png is damaged"):
         main(Config((photo, tmp_path / "bad.png"), tmp_path / "out", encoding=E, device="cpu"))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo.wav"]
+
+
+def test_one_picture_of_a_glob_goes_into_a_folder_and_a_long_name_or_a_hidden_file_costs_nothing(photo: Path) -> None:
+    folder = photo.parent / "in"
+    folder.mkdir()
+    for name in ("n" * 250 + ".png", "é" * 120 + ".png"):
+        Image.fromarray(RAMP).save(folder / name)
+    (folder / "._n.png").write_bytes(b"of macOS")
+    main(Config((folder,), photo.parent / "out", encoding=E, device="cpu"))
+    assert sorted(path.stem[0] for path in (photo.parent / "out").iterdir()) == ["n", "é"]
+    (folder / "folder").mkdir()
+    main(Config((folder / "[!é]*",), photo.parent / "one", encoding=E, device="cpu"))
+    assert [path.stem[0] for path in (photo.parent / "one").iterdir()] == ["n"]
+
+
+def test_what_one_writes_is_for_whom_one_lets_read(photo: Path) -> None:
+    main(Config((photo,), photo.parent / "x.wav", encoding=E, device="cpu"))
+    (photo.parent / "plain").touch()
+    assert (photo.parent / "x.wav").stat().st_mode == (photo.parent / "plain").stat().st_mode
+
+
+def test_a_short_sound_is_drawn_too(photo: Path) -> None:
+    main(Config((photo,), None, spectrogram=photo.parent / "s.png", encoding=Encoding(rows=3, columns=3, seconds=0.001)))
+    with Image.open(photo.parent / "s.png") as drawn:
+        assert drawn.width > 100
+
+
+def test_of_a_picture_of_one_grey_no_correlation_is_told(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (6, 8), 255).save(photo)
+    main(Config((photo,), photo.parent / "x.wav", encoding=E, device="cpu"))
+    main(Config((photo,), photo.parent / "back.png", decode=photo.parent / "x.wav", encoding=E))
+    assert "photo.png cannot be told, as one of them is of one grey" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_way_back_is_found_wherever_it_is_asked_for(mode: type) -> None:
+    sound = VoiceTranslator(E)(torch.from_numpy(RAMP[None, :8, :6]))[0]
+    with mode():
+        assert torch.equal(estimate_image(sound.clone(), E), expected := estimate_image(sound, E))
+    assert torch.equal(estimate_image(sound, E), expected)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +187,16 @@ def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -
         ({}, "nothing would be written; give -o, or --spectrogram"),
         ({"output": "x.wav", "pictures": ()}, "no picture is given"),
         ({"output": "x.mp3"}, "x.mp3 has no ending of a sound; name it .wav or .flac"),
-        ({"spectrogram": "x.txt"}, "x.txt has no ending of a picture; name it .png"),
-        ({"output": "x.wav", "pictures": ("photo.png", "photo.png", "other.png")}, "x.wav is one sound, but 2 pictures"),
-        ({"spectrogram": "x.png", "pictures": ("photo.png", "other.png")}, "draws one picture, but 2 are given"),
+        ({"spectrogram": "x.txt"}, "x.txt has no ending of a drawing; name it .png, .pdf"),
+        (
+            {"output": "x.wav", "pictures": ("photo.png", "photo.png", "other.png")},
+            "x.wav is one sound, but a folder or several",
+        ),
+        ({"spectrogram": "x.png", "pictures": ("photo.png", "other.png")}, "draws one picture, but a folder or several"),
+        ({"spectrogram": "x.txt", "output": "x.wav"}, "x.txt has no ending of a drawing"),
+        ({"output": "x.wav", "spectrogram": "photo.png"}, "photo.png would be replaced by what is made of it; give another"),
+        ({"output": "photo.png", "decode": "right.wav"}, "photo.png would be replaced"),
+        ({"output": "x.wav", "pictures": ("phot*.png",)}, "x.wav is one sound, but a folder or several"),
         ({"output": "x", "pictures": ("photo.png", "photo.jpg")}, "two pictures would become photo.wav"),
         ({"output": "x.wav", "pictures": ("nothing*.png",)}, "names no picture; give a picture, a folder"),
         ({"output": "x.wav", "batch": 0}, "--batch is 0"),
@@ -156,6 +209,8 @@ def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -
         ),
         ({"decode": "right.wav", "output": "x.foo"}, "x.foo has no ending of a picture"),
         ({"decode": "right.wav", "output": "x.psd"}, "x.psd has no ending of a picture"),  # which Pillow reads only
+        ({"decode": "right.wav", "output": "x.qoi"}, "x.qoi has no ending of a picture"),  # which has no grey levels
+        ({"decode": "right.raw", "output": "x.png"}, "right.raw is damaged, or no sound"),  # which tells no sample rate
         ({"output": "file/x.wav"}, "file/x.wav cannot be written"),
     ],
 )
@@ -165,6 +220,7 @@ def test_a_mistake_is_told_in_a_sentence(photo: Path, settings: dict, message: s
         Image.fromarray(RAMP).save(name)
     soundfile.write("other.wav", np.zeros(50), 8000)
     soundfile.write("right.wav", np.zeros(E.samples), E.sample_rate)
+    Path("right.raw").write_bytes(bytes(2 * E.samples))
     Path("file").touch()
     settings = {"pictures": ("photo.png",), "encoding": E, "device": "cpu", **settings}
     settings["pictures"] = tuple(Path(name) for name in settings["pictures"])

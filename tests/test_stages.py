@@ -794,6 +794,14 @@ def test_the_help_says_of_each_setting_what_it_is(script: object) -> None:
             assert said.endswith(".") or not after.startswith("    #"), f"in --help this breaks off: {said}"
 
 
+def test_a_whole_number_of_any_size_is_told_apart() -> None:
+    for seed in (2**70, -(10**400)):
+        with pytest.raises(runs.UserError, match=r"--seed is -?1.*; give one of at most"):
+            runs.refuse_impossible(train_all.Config(seed=seed))
+    with pytest.raises(runs.UserError, match="--grey is inf; give a finite number"):
+        runs.refuse_impossible(train_all.Config(grey=float("inf")))
+
+
 def test_the_headers_as_they_are_are_possible() -> None:
     for stage in (*(stage for stage, _ in STAGES), evaluate):
         runs.refuse_impossible(stage.Config())
