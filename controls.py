@@ -72,10 +72,14 @@ def main(config: Config) -> dict[str, Any]:
     stages = evaluate.load_stages(config)
     runs.hold(output)
     runs.probe(output)
+    evaluate.refuse_other_rating(output, config, "controls")
     model = Model(config, device)
     judge = mnist_classify_train.load_judge(config.results, model.dataset, device)
     test = data.load_heard(model.dataset, "test", config.data_root, device)
     heard = data.as_seen(test.images)
+
+    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
+        memory = load_memory_images(stages["emnist_dcgan"]["config"], config.data_root, device)
 
     print(f"hearing {len(heard)} test digits, by the encoding that was learned and by others ...", flush=True)
     imagined, distance = model.imagine(test.images)
@@ -86,8 +90,6 @@ def main(config: Config) -> dict[str, Any]:
         others[name] = {**ratings.rate(judge, elsewhere, heard, test.labels), "sound_distance": distance}
     permuted = permuted_sounds(model, judge, test, imagined, config.seed)
 
-    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
-        memory = load_memory_images(stages["emnist_dcgan"]["config"], config.data_root, device)
     related = twins(model, judge, test, imagined, memory, output / "twins.png", config.data_root)
     unheard = never_heard(model, stages["emnist_dcgan"]["config"], output / "unheard.png", config.data_root, device)
 

@@ -69,6 +69,7 @@ def main(config: Config) -> dict[str, float]:
     train = data.load_remembered(config.dataset, "train", *which)
     validation = data.load_remembered(config.dataset, "validation", *which)
     judge = mnist_classify_train.load_judge(config.results, None, device)
+    runs.require_complete(config.results / "judge", "run mnist_classify_train.py")
     seen = data.as_seen(validation.images)
     real_features, real_deviation = ratings.judge_features(judge, seen), deviation(seen)
 

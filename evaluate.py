@@ -45,8 +45,7 @@ import runs
 import train_all
 import train_vggish
 from models.lenet import LeNet
-from vggish import HEARD_TOGETHER, HOP, Ear, load_embedder
-from voice_translator import Encoding
+from vggish import HEARD_TOGETHER, Ear, load_embedder
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Config:
     second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws.
     # See train_all.SecondThoughts. They need no training, so they are no setting of a run. Published: 0. Measured on MNIST,
     # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.3 %
-    output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts
+    output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts; or comparison
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
     verify: bool = False  # say whether the results are what they claim, and rate nothing
 
@@ -77,7 +76,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Rate, compare, or verify; returns what metrics.json says, or the numbers that were measured again."""
     if config.compare:
-        return compare(config.compare, config.results / "comparison")
+        return compare(config.compare, config.output or config.results / "comparison")
     if config.verify:
         return verify(config)
     started = time.perf_counter()
@@ -87,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     runs.hold(output)
     runs.probe(output)
     refuse_other_rating(output, config)
+    log = read_log(config.results / config.name / "log.jsonl")
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
     think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
@@ -140,7 +140,6 @@ def main(config: Config) -> dict[str, Any]:
         example(ear, digits, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
         for index, rank in shown
     ]
-    log = read_log(config.results / config.name / "log.jsonl")
     train_all.save_pairs(output / "imagined.png", digits, imagined)
     runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
@@ -158,21 +157,23 @@ def output_of(config: Config) -> Path:
     return config.output or config.results / folder_of(part, config)
 
 
-def refuse_other_rating(output: Path, config: Config) -> None:
-    """Refuse to put a rating in the place of a run, or of another run's rating.
+def refuse_other_rating(output: Path, config: Any, script: str = "evaluate") -> None:
+    """Refuse to put what `script` says of a run in the place of a run, or of what it said of another.
 
     Raises:
         runs.UserError: if that is what lies in `output`.
     """
     if not runs.complete(output):
         return
-    runs.refuse_other(output, "evaluate")
+    runs.refuse_other(output, script)
     try:
         name = runs.read_metrics(output)["config"]["name"]
     except (runs.UserError, LookupError):
         return
     if name != config.name:
-        raise runs.UserError(f"{output} holds the rating of {name}, not of {config.name}; give another --output.")
+        raise runs.UserError(
+            f"{output} holds what {script}.py said of {name}, not of {config.name}; move it away, or name another place."
+        )
 
 
 def folder_of(script: str, config: Any) -> str:
@@ -203,35 +204,25 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
     """Seed, epoch, revision and configuration of every stage that the rated run is made of.
 
     Raises:
-        runs.UserError: if a checkpoint is missing, foreign or damaged, stage three is not complete, or it was not
-            made from the encoding of stage one or the generator of stage two that are there.
+        runs.UserError: if a checkpoint is missing, foreign or damaged, a stage is not complete, or stage three was not
+            made from the networks of stages one and two that are there.
     """
     mend = "run train_all.py" if config.name == "train_all" else f"run train_all.py --name {config.name}"
     stages = {}
     for stage, name in rated_folders(config).items():
         folder = config.results / name
-        said = {"train_all": mend, "judge": "run mnist_classify_train.py"}.get(stage)
+        said = {"train_all": mend, "judge": "run mnist_classify_train.py"}.get(stage, f"run {stage}.py")
         checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
-    if not runs.complete(config.results / config.name):
-        raise runs.UserError(f"{config.results / config.name} holds a run that is not complete; {mend} --resume.")
-    ear, _ = load_embedder(config.results / "train_vggish" / "checkpoint.pt")
-    with runs.whole(config.results / config.name / "checkpoint.pt", mend):
-        hears = stages["train_all"]["config"]
-        heard_by = (Encoding(**hears["encoding"]), hears["frames"], hears.get("hop", HOP))  # older checkpoints have no hop
-        started_from = hears["generator_width"]
-    if heard_by != (ear.encoding, ear.frames, ear.hop):
-        raise runs.UserError(
-            f"{config.results / config.name} hears by another encoding, or in other frames, than "
-            f"{config.results}/train_vggish has learned since; {mend} again."
-        )
-    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
-        there = stages["emnist_dcgan"]["config"]["width"]
-    if started_from != there:
-        raise runs.UserError(
-            f"{config.results / config.name} started from a generator of width {started_from}, but "
-            f"{config.results}/emnist_dcgan holds one of width {there}; {mend} again."
-        )
+        runs.require_complete(folder, said)
+    made_from = runs.read_metrics(config.results / config.name).get("sha256", {})
+    here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
+    for name, hashed in here.items():  # the judge took no part, and may be another
+        if made_from.get(name, hashed) != hashed:
+            raise runs.UserError(
+                f"{config.results / config.name} was not made from the {name} that is in {config.results} now; {mend} "
+                "again, or put back what it was made from."
+            )
     return stages
 
 
@@ -267,7 +258,8 @@ def realism(
 
     One random half of the real images is the reference. Against it: what was imagined of the other half; the other half
     itself, as good as it gets; and as many samples of the generator from noise, before stage three and after it. So every
-    set has the same size, none shares an image with the reference, and no judge learned from any of them.
+    set has the same size, none shares an image with the reference, and no judge learned from any of them. (By the validation
+    part, where that is heard, the best epoch of two judges was chosen.)
     """
     half = len(heard) // 2
     order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(heard.device)
@@ -373,12 +365,15 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 "settings": differs,  # those in which the rows are not all alike
                 "ratings": [str(path) for path, _ in members],
                 "seeds": [metrics["stages"]["train_all"]["seed"] for _, metrics in members],
+                "shared": [stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)],
                 "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
             }
         )
     record = {"stage": "compare", "rows": rows, "revision": runs.revision(), "versions": runs.versions()}
     table = comparison_table(rows)
     runs.hold(output)
+    if runs.complete(output):
+        runs.refuse_other(output, "compare")
     runs.write(output / "table.md", lambda path: path.write_text(table))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     runs.release(output)
@@ -463,6 +458,9 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     if single:
         table += f"One seed only, so the spread is unknown: {', '.join(single)}.\n"
     for row in rows:
+        if len(row["seeds"]) > 1 and row["shared"]:
+            table += f"{row['name']}: these stages have a seed in common, so that the spread leaves theirs out: "
+            table += f"{', '.join(row['shared'])}.\n"
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
         table += f"{row['name']}: {settings or 'the same settings in all'}.\n" if len(rows) > 1 else ""
     return table

@@ -32,14 +32,15 @@ class Config:
     rotation: float = 0.0  # of the training images, random, in degrees either way. Published: 180.
     # There the test images are turned too, so that 6 and 9 cannot be told apart
 
-    # the classifier's schedule
+    # the classifier's schedule; the judge takes as many images an epoch, in batches as large
     epochs: int = 50  # published: 50
     images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # SGD with momentum 0.9. Published: 1e-3
     late_epoch: int = 31  # from this epoch on, a tenth of the learning rate. Published: 31
 
-    # the judge's, which is not published: AdamW along a cosine, images turned, shifted and scaled at random
+    # the judge's, which is not published: AdamW along a cosine, images turned, shifted and scaled at random; turned by up to
+    # 10 degrees more than the classifier's, but by at most 20: it shall tell 6 and 9 apart
     judge_epochs: int = 10  # of the judge; --epochs is the classifier's
     judge_learning_rate: float = 3e-3  # at first; 0 at the end
 
@@ -79,7 +80,7 @@ def main(config: Config) -> dict[str, float]:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.judge_epochs)
 
     def turned_shifted_scaled(images: Tensor) -> Tensor:
-        return data.random_affine(images, degrees=10 + config.rotation, shift=0.08, scale=0.12)
+        return data.random_affine(images, degrees=10 + min(config.rotation, 10), shift=0.08, scale=0.12)
 
     epochs = config.judge_epochs
     judged = fit("judge", judge, optimiser, scheduler, turned_shifted_scaled, epochs, train, validation, judge_config)

@@ -273,7 +273,11 @@ def _curves(log: list[dict[str, float]]) -> str:
             "validation_retrieval": "finds its source",
         },
         "Frechet distance": {"validation_frechet_distance": "to the heard digits"},
-        "loss": {"cross_entropy": "cross-entropy", "sound_distance": "sound distance", "rehearsal": "rehearsal"},
+        "loss": {
+            "cross_entropy": "cross-entropy",
+            "validation_sound_distance": "sound distance, of the validation part",  # the same measure for every epoch
+            "rehearsal": "rehearsal",
+        },
     }
     panels = {
         unit: kept
@@ -301,7 +305,7 @@ def _curves(log: list[dict[str, float]]) -> str:
     drawing = file.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace("#000000", "currentColor").replace("<svg", "<svg SLOT", 1)
     first, last = log[0], log[-1]
-    text = f"Curves of stage three over {len(log)} epochs. " + " ".join(
+    text = f"Curves of stage three over {len(log)} epoch{'s' * (len(log) > 1)}. " + " ".join(
         f"{label[0].upper()}{label[1:]}: {first[key]:.3f} after the first, {last[key]:.3f} after the last epoch."
         for names in panels.values()
         for key, label in names.items()

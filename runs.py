@@ -591,6 +591,16 @@ def complete(folder: Path) -> bool:
     return (folder / "metrics.json").is_file()
 
 
+def require_complete(folder: Path, mend: str) -> None:
+    """Refuse to go on from a run that was begun and not finished, whatever epoch it has.
+
+    Raises:
+        UserError: with the `mend`, such as "run train_vggish.py".
+    """
+    if not complete(folder):
+        raise UserError(f"{folder} holds a run that is not complete; {mend} --resume.")
+
+
 def refuse_other(folder: Path, stage: str) -> None:
     """Refuse to put a record of `stage` in the place of another script's.
 

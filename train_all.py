@@ -81,7 +81,7 @@ class Config:
 
     # the run
     name: str = "train_all"  # of the folder in results/
-    seed: int = 0  # of weights, order and noise
+    seed: int = 0  # of order and noise; the weights are those of the stages before
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
@@ -96,6 +96,10 @@ def main(config: Config) -> dict[str, float]:
     generator, classifier = load_memory(config, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)
     judge = mnist_classify_train.load_judge(config.results, dataset, device)
+    for name in ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan"):
+        runs.require_complete(config.results / name, f"run {'mnist_classify_train' if name == 'judge' else name}.py")
+    if config.joint_epochs > config.epochs:
+        raise runs.UserError(f"--joint-epochs is {config.joint_epochs}, of {config.epochs} epochs; give no more of them.")
     train = data.load_heard(dataset, "train", config.data_root, device)
     validation = data.load_heard(dataset, "validation", config.data_root, device)
 
@@ -168,8 +172,8 @@ def main(config: Config) -> dict[str, float]:
         record = {
             "epoch": epoch,
             "cross_entropy": reading.read(),
-            "sound_distance": consistency.read(),
-            "rehearsal": rehearsal.read(),
+            **({"sound_distance": consistency.read()} if config.sound_consistency else {}),
+            **({"rehearsal": rehearsal.read()} if config.rehearsal else {}),
             **{f"validation_{name}": value for name, value in rating.items()},
             "validation_sound_distance": distance,
             "validation_detail": torch.stack([inaudible_detail(part) for part in imagined.split(500)]).mean().item(),
@@ -381,7 +385,7 @@ def save_pairs(path: Path, digits: data.Digits, imagined: Tensor) -> None:
 
 def draw_curves(folder: Path) -> None:
     shares = ["validation_accuracy", "validation_judge_accuracy", "validation_retrieval", "validation_correlation"]
-    figures.save_curves(folder, [shares, ["validation_frechet_distance"], ["cross_entropy", "sound_distance"]])
+    figures.save_curves(folder, [shares, ["validation_frechet_distance"], ["cross_entropy", "validation_sound_distance"]])
 
 
 if __name__ == "__main__":

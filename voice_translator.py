@@ -48,7 +48,7 @@ HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
 
-STEEPEST_FILTER = 1000  # the sample rate in highest pitches; then the filter has some 6,000 taps
+STEEPEST_FILTER = 1000  # the sample rate in highest pitches; then the filter has some 1,500 taps
 LARGEST = 2**26  # rows times samples: 268 MB in float32. hificode's are 3 million
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_a_run_that_is_missing_is_named(results: Path) -> None:
     with pytest.raises(runs.UserError, match="run train_all.py --name other"):
         controls.main(controls.Config(results=results, name="other", device="cpu"))
     assert not (results / "controls_other").exists()
+
+
+def test_what_is_missing_or_in_the_way_is_told_before_anything_is_heard(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls.Model, "imagine", lambda *_: pytest.fail("it was heard"))
+    config = controls.Config(results=results, device="cpu", data_root=Path())
+    with monkeypatch.context() as without:
+        without.setattr(controls, "load_memory_images", lambda *_: (_ for _ in ()).throw(runs.UserError("no memory")))
+        with pytest.raises(runs.UserError, match="no memory"):
+            controls.main(config)
+    shutil.copytree(results / "train_all", results / "controls", dirs_exist_ok=True)
+    with pytest.raises(runs.UserError, match="controls holds what train_all left, which this would replace"):
+        controls.main(config)
 
 
 def test_other_encodings_differ_from_the_learned_one_and_last_as_long() -> None:

@@ -147,7 +147,7 @@ def test_a_rating_takes_no_runs_place_nor_another_runs_rating(rated: Path, tmp_p
         evaluate.main(evaluate.Config(**settings, output=results / "train_all"))
     shutil.copytree(results / "train_all", results / "second_thoughts")
     shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")  # of train_all
-    with pytest.raises(runs.UserError, match="evaluation_second_thoughts holds the rating of train_all, not of second_tho"):
+    with pytest.raises(runs.UserError, match=r"holds what evaluate.py said of train_all, not of second_thoughts; move"):
         evaluate.main(evaluate.Config(**settings, name="second_thoughts"))
     for folder in ("train_all", "evaluation"):
         for path in (rated / folder).iterdir():
@@ -259,17 +259,27 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
     with pytest.raises(runs.UserError, match="is a checkpoint of judge.py; run train_all.py"):
         evaluate.main(dataclasses.replace(config, name="judge"))
     stage_one = results / "train_vggish" / "checkpoint.pt"
-    learned = torch.load(stage_one, weights_only=True)
+    before, learned = stage_one.read_bytes(), torch.load(stage_one, weights_only=True)
     for changed in ({"hop": 150}, {"encoding": {**learned["config"]["encoding"], "curve": "linear"}}):
         torch.save({**learned, "config": {**learned["config"], **changed, "frames": 112}}, stage_one)
-        with pytest.raises(runs.UserError, match="another encoding, or in other frames, than .*/train_vggish has learned"):
+        with pytest.raises(runs.UserError, match="was not made from the train_vggish/checkpoint.pt that is in .* now; run"):
             evaluate.main(config)
-    torch.save(learned, stage_one)
-    checkpoint = torch.load(results / "emnist_dcgan" / "checkpoint.pt", weights_only=True)
-    checkpoint["config"]["width"] = 8
-    torch.save(checkpoint, results / "emnist_dcgan" / "checkpoint.pt")
-    with pytest.raises(runs.UserError, match="started from a generator of width 4, but .* holds one of width 8"):
+    stage_one.write_bytes(before)
+    for stage in ("emnist_dcgan", "mnist_classify_train"):
+        before = (results / stage / "checkpoint.pt").read_bytes()
+        torch.save(
+            {**torch.load(results / stage / "checkpoint.pt", weights_only=True), "seed": 7},
+            results / stage / "checkpoint.pt",
+        )
+        with pytest.raises(
+            runs.UserError, match=f"was not made from the {stage}/checkpoint.pt that is in .* now; run train_all"
+        ):
+            evaluate.main(config)
+        (results / stage / "checkpoint.pt").write_bytes(before)
+    shutil.move(results / "judge" / "metrics.json", results / "elsewhere.json")
+    with pytest.raises(runs.UserError, match="judge holds a run that is not complete; run mnist_classify_train.py --resume"):
         evaluate.main(config)
+    shutil.move(results / "elsewhere.json", results / "judge" / "metrics.json")
     (results / "train_all" / "metrics.json").unlink()
     with pytest.raises(runs.UserError, match="a run that is not complete; run train_all.py --resume"):
         evaluate.main(config)
@@ -352,6 +362,25 @@ def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict
     rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["settings"] for row in rows] == [{"evaluate.second_thoughts": 0}, {"evaluate.second_thoughts": 8}]
     assert [row["name"] for row in rows] == ["train_all", "train_all, second thoughts"]
+
+
+def test_a_comparison_says_which_stages_the_spread_leaves_out_and_goes_where_it_is_told(
+    metrics: dict, tmp_path: Path
+) -> None:
+    alone = [rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1)]
+    for seed, folder in enumerate(alone):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["stages"]["train_vggish"]["seed"] = 0
+        metrics["stages"]["emnist_dcgan"]["seed"] = seed
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    config = evaluate.Config(compare=tuple(alone), results=tmp_path, output=tmp_path / "there")
+    assert "train_vggish" in evaluate.main(config)["rows"][0]["shared"]
+    said = (tmp_path / "there" / "table.md").read_text().split("leaves theirs out: ")[1].splitlines()[0]
+    assert "train_vggish" in said
+    assert "emnist_dcgan" not in said
+    assert "train_all" not in said
+    with pytest.raises(runs.UserError, match="0 holds what evaluate left, which this would replace"):
+        evaluate.main(dataclasses.replace(config, output=alone[0]))
 
 
 def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:

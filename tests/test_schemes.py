@@ -295,7 +295,9 @@ def test_grey_levels_of_all_256_values(levels: int) -> None:
 def test_a_filter_that_would_fill_the_memory_is_refused_and_none_is_made_where_none_is_wanted() -> None:
     low = {"lowest_hz": 0.1, "highest_hz": 0.1}
     assert VoiceTranslator(Encoding(**low)).smoother.numel() == 0
-    with pytest.raises(ValueError, match=r"the output filter for 0.1 Hz .* raise highest_hz, lower sample_rate, or leave out"):
+    with pytest.raises(
+        ValueError, match=r"the output filter for 0.1 Hz .* raise highest_hz, lower sample_rate, or leave out"
+    ):
         Encoding(**low, smoothing=True)
     longest = Encoding(rows=1, columns=1, seconds=1.0, lowest_hz=16.0, highest_hz=16.0, smoothing=True)
     assert VoiceTranslator(longest).double().smoother.shape[1] < 10_000

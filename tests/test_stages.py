@@ -923,6 +923,42 @@ def test_stage_three_refuses_a_reader_of_other_digits(folder: str, results: Path
         train_all.main(config(*STAGES[3], results))
 
 
+@pytest.mark.parametrize("folder", ["train_vggish", "mnist_classify_train", "judge", "emnist_dcgan"])
+def test_a_stage_does_not_go_on_from_one_that_is_not_complete(folder: str, results: Path) -> None:
+    (results / folder / "metrics.json").unlink()
+    mend = "mnist_classify_train" if folder == "judge" else folder
+    for stage, settings in STAGES[3:] if folder != "judge" else STAGES[2:]:
+        with pytest.raises(runs.UserError, match=f"{folder} holds a run that is not complete; run {mend}.py --resume"):
+            stage.main(config(stage, settings, results))
+
+
+def test_more_joint_epochs_than_epochs_are_refused(results: Path) -> None:
+    with pytest.raises(runs.UserError, match="--joint-epochs is 3, of 2 epochs; give no more of them"):
+        train_all.main(config(*STAGES[3], results, joint_epochs=3))
+
+
+def test_what_the_objective_leaves_out_is_not_logged_as_nothing(results: Path) -> None:
+    terms = {"sound_consistency": 0.0, "rehearsal": 0.0, "epochs": 1}
+    train_all.main(config(*STAGES[3], results, **terms))
+    line = json.loads((results / "train_all" / "log.jsonl").read_text())
+    assert not {"sound_distance", "rehearsal"} & line.keys()
+    assert line["validation_sound_distance"] > 0
+
+
+@pytest.mark.parametrize(("rotation", "judged"), [(0.0, 10.0), (10.0, 20.0), (180.0, 20.0)])
+def test_the_judge_is_never_turned_so_far_that_a_six_is_a_nine(
+    rotation: float, judged: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = []
+    affine = data.random_affine
+    monkeypatch.setattr(
+        data, "random_affine", lambda x, degrees, **more: (turned.append(degrees), affine(x, degrees, **more))[1]
+    )
+    few = {**STAGES[1][1], "epochs": 1, "images_per_epoch": 32}
+    mnist_classify_train.main(config(mnist_classify_train, few, tmp_path, rotation=rotation))
+    assert turned == ([rotation] if rotation else []) + [judged]
+
+
 def test_stage_three_refuses_weights_that_do_not_fit_or_are_not_finite(results: Path) -> None:
     path = results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True)
