@@ -1,6 +1,6 @@
 """A machine rates image-to-sound encodings: each is learned, imagined with and rated over several seeds, beside the primary.
 
-    python compare_encodings.py                    # the published schedule; for a GPU
+    python compare_encodings.py                    # the full schedule; for a GPU
     python compare_encodings.py --quick            # narrower and shorter, for two cores; its minutes are in the README
     python compare_encodings.py --quick --only primary tanh linear mel --seeds 0 1 2 3 4
     python compare_encodings.py --device cuda:1    # a second process, on another GPU, shares the work through the folder
@@ -17,7 +17,7 @@ Writes `results/encodings/`:
     <name>-<key>/<seed>/     a results folder with stages one and three, and their rating in evaluation/
     <name>-<key>/linear/     the linear inverse
 A key stands for the settings. It can be stopped at any time, and the same command goes on; a finished cell is never run
-again, and a changed header runs only what is new.
+again. An encoding that is new in the header runs alone; another schedule, objective or rating runs all cells anew.
 """
 
 import csv
@@ -120,7 +120,7 @@ class Config:
     # what is compared
     only: tuple[str, ...] = ()  # names in ENCODINGS, this script's header; empty: all
     seeds: tuple[int, ...] = (0, 1, 2)  # of stages one and three; with one, nothing can be concluded
-    objective: Literal["sound-consistent", "published"] = "sound-consistent"  # of stage three, OBJECTIVES
+    objective: Literal["sound-consistent", "published"] = "sound-consistent"  # of stage three, OBJECTIVES; the schedule stays
 
     # what it costs, and the memory that all share
     quick: bool = False  # QUICK, above, not FULL
