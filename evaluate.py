@@ -215,7 +215,8 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
         runs.require_complete(folder, said)
-    made_from = runs.read_metrics(config.results / config.name).get("sha256", {})
+    with runs.whole(config.results / config.name / "metrics.json", mend):
+        made_from = dict(runs.read_metrics(config.results / config.name).get("sha256") or {})
     here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
     for name, hashed in here.items():  # the judge took no part, and may be another
         if made_from.get(name, hashed) != hashed:

@@ -280,6 +280,10 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
     with pytest.raises(runs.UserError, match="judge holds a run that is not complete; run mnist_classify_train.py --resume"):
         evaluate.main(config)
     shutil.move(results / "elsewhere.json", results / "judge" / "metrics.json")
+    said = json.loads((results / "train_all" / "metrics.json").read_text())
+    (results / "train_all" / "metrics.json").write_text(json.dumps({**said, "sha256": 7}))
+    with pytest.raises(runs.UserError, match="train_all/metrics.json is no whole checkpoint .*; run train_all.py"):
+        evaluate.main(config)
     (results / "train_all" / "metrics.json").unlink()
     with pytest.raises(runs.UserError, match="a run that is not complete; run train_all.py --resume"):
         evaluate.main(config)
