@@ -454,7 +454,7 @@ def test_the_translator_has_nothing_to_train_or_to_save() -> None:
         ({"highest_hz": 8000.5}, r"highest_hz 8000.5 lies above 8000.0 Hz, the Nyquist frequency"),
         *[({name: 0.0}, "tanh_slope and seconds must be above 0") for name in ("tanh_slope", "seconds")],
         ({"seconds": -1.0}, "tanh_slope and seconds must be above 0"),
-        ({"contrast": -0.1}, "contrast at least 0"),
+        ({"contrast": -0.1}, "contrast from 0 to a million"),
         ({"seconds": 0.001, "columns": 17}, "0.001 s at 16000 Hz do not give each of 17 columns a sample"),
     ],
 )
