@@ -165,11 +165,12 @@ def save(path: Path, figure: plt.Figure) -> None:
 
 
 def copy_small(source: Path, path: Path, most: int = 300_000) -> None:
-    """A copy; of a picture that has more than `most` bytes, in 256 colours."""
-    if source.stat().st_size <= most:
-        shutil.copyfile(source, path)
-    else:
-        Image.open(source).convert("RGB").quantize(256).save(path, optimize=True)
+    """A copy; of a picture that has more than `most` bytes, in as many colours as fit."""
+    shutil.copyfile(source, path)
+    for colours in (256, 128, 64, 32):
+        if path.stat().st_size <= most:
+            return
+        Image.open(source).convert("RGB").quantize(colours).save(path, optimize=True)
 
 
 def save_small(grid: Path, path: Path) -> None:
