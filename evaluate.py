@@ -9,7 +9,7 @@
 Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears the whole test set and
 writes `results/evaluation/` (for another `--name`: `results/evaluation_<name>/`): metrics.json, every number as a fraction;
 imagined.png, the grid of what was rated; and index.html, one self-contained page to look at and to listen to. Two of the
-judges are trained on first use, and kept in `results/judges/`: on MNIST some 9 minutes on one core. `--second-thoughts`
+judges are trained on first use, and kept in `results/judges/`: on MNIST some minutes on one core. `--second-thoughts`
 writes `results/evaluation_second_thoughts/`; `--part validation`, which hears the validation part, writes
 `results/evaluation_validation/`.
 
