@@ -219,10 +219,10 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         made_from = dict(runs.read_metrics(config.results / config.name).get("sha256") or {})
     here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
     for name, hashed in here.items():  # the judge took no part, and may be another
-        if made_from.get(name, hashed) != hashed:
+        if made_from.get(name) != hashed:
             raise runs.UserError(
-                f"{config.results / config.name} was not made from the {name} that is in {config.results} now; {mend} "
-                "again, or put back what it was made from."
+                f"{config.results / config.name} was not made from the {name} that is in {config.results} now, or does not "
+                f"say so; {mend} again, or put back what it was made from."
             )
     return stages
 
