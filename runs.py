@@ -445,14 +445,16 @@ class Run:
                     _keep(self.folder, aside)
                     self.folder.mkdir(exist_ok=True)
                     print(f"the run that was {'complete' if suffix == '.before' else 'stopped'} there is kept in {aside}")
-                    return
+                    break
             here = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
             if here and "log.jsonl" not in here:
                 raise UserError(
                     f"{self.folder} holds {here[0]}, but no run; give another --results or --name, or empty the folder."
                 )
-            for name in sorted(here, key="log.jsonl".__eq__):  # the log last: by it the folder is known as a run's
-                (self.folder / name).unlink()
+            for name in here:
+                if name != "log.jsonl":  # by which the folder is known as a run's, from before its first picture
+                    (self.folder / name).unlink()
+        write(self.folder / "log.jsonl", lambda path: path.write_text(""))
 
     def end_epoch(self, record: dict[str, float], best: bool) -> None:
         """Record a finished epoch; if `best`, make its networks the ones that later stages load."""

@@ -145,7 +145,7 @@ def check_whole(results: Path) -> None:
         elif path.suffix == ".json":
             assert isinstance(json.loads(path.read_text()), dict)
         elif path.suffix == ".jsonl":
-            assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()][0] == 1
+            assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()][:1] in ([], [1])
         elif path.suffix == ".png":
             with Image.open(path) as picture:
                 picture.load()
@@ -213,6 +213,7 @@ def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) 
             loss = network(torch.rand(4, 3)).square().mean()
             runs.step(loss, optimiser)
             mean.add(loss)
+        runs.write(run.folder / f"picture_{epoch}.png", Image.new("L", (1, 1)).save)  # before the epoch counts
         run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1)
     run.load_best()
     metrics = {"loss": run.history[-1]["loss"]}
@@ -595,7 +596,9 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, small: None,
     with pytest.raises(runs.UserError, match="the weights of the network are not finite at the end of epoch 1: training"):
         small_stage(Settings(tmp_path))
     runs.release(tmp_path / "small")
-    assert list((tmp_path / "small").iterdir()) == []
+    assert not list((tmp_path / "small").glob("*.pt"))
+    monkeypatch.setattr(runs, "step", step)
+    small_stage(Settings(tmp_path))  # what it left, a picture, stands in no one's way
 
 
 def test_a_collapse_of_the_gan_is_warned_of() -> None:
