@@ -130,8 +130,7 @@ def main(config: Config) -> dict[str, float]:
         if not config.dropout:
             network.embedding[2].eval()
         generator.requires_grad_(epoch > alone)  # always in eval mode: its BatchNorm statistics are part of the memory
-        reading, consistency = runs.Mean("the cross-entropy", epoch), runs.Mean("the sound distance", epoch)
-        rehearsal = runs.Mean("the difference of what is rehearsed", epoch)
+        means: dict[str, runs.Mean] = {}
         title = f"epoch {epoch}/{config.epochs}"
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
         for step, index in enumerate(runs.progress(taken, title)):
@@ -148,44 +147,34 @@ def main(config: Config) -> dict[str, float]:
                 if config.classifier_augmentation:
                     read = data.varied(imagined, config.classifier_augmentation)
                 logits = classifier(read)
-            cross_entropy = F.cross_entropy(logits, train.labels[index])
-            loss = config.classifier_weight * cross_entropy
+            terms = {"cross_entropy": F.cross_entropy(logits, train.labels[index])}
             if config.sound_consistency:
                 kind = "loudness" if done < config.loudness_first else config.distance
-                distance = sound_distance(ear, imagined, heard, config.leak, kind)
-                loss = loss + config.sound_consistency * distance
-                consistency.add(distance)
+                terms["sound_distance"] = sound_distance(ear, imagined, heard, config.leak, kind)
             if config.rehearsal:
-                difference = F.mse_loss(rehearsed, remembered)
-                loss = loss + config.rehearsal * difference
-                rehearsal.add(difference)
+                terms["rehearsal"] = F.mse_loss(rehearsed, remembered)
             if config.detail:
-                loss = loss + config.detail * inaudible_detail(imagined)
+                terms["detail"] = inaudible_detail(imagined)
             if config.grey:
-                loss = loss + config.grey * done * greyness(imagined)
-            runs.step(loss, optimiser)
-            reading.add(cross_entropy)
+                terms["grey"] = greyness(imagined)
+            runs.step(objective(config, terms, done), optimiser)
+            for name, term in terms.items():
+                means.setdefault(name, runs.Mean(f"the {name.replace('_', ' ')}", epoch)).add(term)
         scheduler.step()
 
         imagined, distance = imagine(ear, network, generator, validation, config.distance)
         rating = rate(classifier, judge, validation, imagined)
         record = {
             "epoch": epoch,
-            "cross_entropy": reading.read(),
-            **({"sound_distance": consistency.read()} if config.sound_consistency else {}),
-            **({"rehearsal": rehearsal.read()} if config.rehearsal else {}),
+            **{name: mean.read() for name, mean in means.items()},
             **{f"validation_{name}": value for name, value in rating.items()},
             "validation_sound_distance": distance,
             "validation_detail": torch.stack([inaudible_detail(part) for part in imagined.split(500)]).mean().item(),
             "validation_grey": greyness(imagined).item(),
         }
         # The objective itself on the validation part, never the judge, says which epoch is best.
-        record["validation_loss"] = (
-            config.classifier_weight * record["validation_cross_entropy"]
-            + config.sound_consistency * record["validation_sound_distance"]
-            + config.detail * record["validation_detail"]
-            + config.grey * record["validation_grey"]
-        )
+        validated = ("cross_entropy", "sound_distance", "detail", "grey")
+        record["validation_loss"] = objective(config, {name: record[f"validation_{name}"] for name in validated})
         best = record["validation_loss"] < min((line["validation_loss"] for line in run.history), default=float("inf"))
         save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
         run.end_epoch(record, best)
@@ -203,6 +192,18 @@ def main(config: Config) -> dict[str, float]:
         f"Next: evaluate.py{'' if config.name == 'train_all' else f' --name {config.name}'}"
     )
     return metrics
+
+
+def objective(config: Config, terms: dict[str, Any], done: float = 1.0) -> Any:
+    """The loss: the sum of `terms`, by the weights of the header; behind the share `done` of the run."""
+    weights = {
+        "cross_entropy": config.classifier_weight,
+        "sound_distance": config.sound_consistency,
+        "rehearsal": config.rehearsal,
+        "detail": config.detail,
+        "grey": config.grey * done,
+    }
+    return sum(weights[name] * term for name, term in terms.items())
 
 
 def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
