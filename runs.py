@@ -80,6 +80,9 @@ class Held(UserError):  # noqa: N818
 def command_line(config_type: type, main: Callable[[Any], Any], description: str | None, default: Any = None) -> None:
     """Read the header `config_type`, starting from `default`, and run `main` with it. A user's mistake ends with one
     sentence and exit code 2; Ctrl-C, with what it lost and exit code 130."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             config = tyro.cli(config_type, description=description, default=default or config_type())

@@ -75,6 +75,8 @@ class LogMel(nn.Module):
                 f"sounds are {sounds.dtype} of the shape {tuple(sounds.shape)}; the front end takes floating point in "
                 "[-1, 1], (B, samples)."
             )
+        if not len(sounds):  # of which MKL makes no Fourier transform
+            return self(F.pad(sounds, (0, 0, 0, 1)), silence)[:0]
         frames = max(1, (sounds.shape[1] + silence) // self.hop)
         together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, GPU_TOGETHER // (frames * FFT))
         with torch.autocast(sounds.device.type, enabled=False):

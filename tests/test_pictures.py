@@ -165,6 +165,15 @@ def test_what_one_writes_is_for_whom_one_lets_read(photo: Path) -> None:
     assert (photo.parent / "x.wav").stat().st_mode == (photo.parent / "plain").stat().st_mode
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where names are bytes")
+def test_a_name_that_no_terminal_shows_is_written_all_the_same(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in any locale but C
+    done = command("photo.png", "-o", os.fsdecode(b"x\xff.wav"), "--device", "cpu", cwd=photo.parent)
+    assert done.returncode == 0, done.stderr
+    assert "x\\udcff.wav" in done.stdout
+    assert os.path.getsize(os.fsencode(photo.parent) + b"/x\xff.wav") > 44
+
+
 def test_a_short_sound_is_drawn_too(photo: Path) -> None:
     main(Config((photo,), None, spectrogram=photo.parent / "s.png", encoding=Encoding(rows=3, columns=3, seconds=0.001)))
     with Image.open(photo.parent / "s.png") as drawn:

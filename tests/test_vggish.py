@@ -152,6 +152,11 @@ def test_a_batch_equals_its_sounds_one_by_one(rate: int) -> None:
     torch.testing.assert_close(front_end(sounds), singles, rtol=0, atol=FLOAT32_TOLERANCE)
 
 
+def test_of_no_sound_nothing_is_heard() -> None:
+    assert LogMel()(torch.zeros(0, 1000), 240).shape == (0, 6, 64)
+    assert Ear(Encoding())(torch.zeros(0, 28, 28, dtype=torch.uint8)).shape == (0, 1, 112, 64)
+
+
 def test_other_sample_rates_are_resampled_first() -> None:
     sound = noise(1, 3001)
     expected = slow_logmel(resample_poly(sound[0].numpy(), 320, 441))
