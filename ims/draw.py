@@ -5,10 +5,10 @@
 
 Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published objective /
 sound-consistent, the first test digit of each class), second_thoughts.png (heard / drawn at first / after thinking again,
-the first test digit of each class that is thought of again), epochs.png (what the judge says, the more was heard) and
-samples.png; copies of what other scripts drew, where they did: soundscapes.png, twins.png, unheard.png, ratings.png,
-sheet.png; and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is chosen by its
-index, none by its beauty.
+the first test digit of each class that the judge then reads as another), epochs.png (what the judge says, the more was
+heard) and samples.png; copies of what other scripts drew, where they did: soundscapes.png, twins.png, unheard.png,
+ratings.png, sheet.png; and photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is
+chosen by its index, none by its beauty.
 """
 
 import json
@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_image
 
 import data
 import figures
+import mnist_classify_train
 import pictures
 import runs
 import train_all
@@ -106,8 +107,9 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
 
 
 def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: data.Digits) -> None:
-    """Of each class, the first digit that is thought of again."""
+    """Of each class, the first digit of which the judge then reads another digit, for better or worse."""
     ear, network, generator, dataset = model
+    judge = mnist_classify_train.load_judge(config.results, dataset, torch.device("cpu"))
     think_again = train_all.load_second_thoughts(config, ear, generator, dataset, torch.device("cpu"))
     rows = {"heard": [], "drawn at first": [], "after thinking again": []}
     for digit in range(10):
@@ -116,12 +118,14 @@ def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: data.
             some = data.Digits(*(tensor[at : at + 100] for tensor in of_class))
             first, _ = train_all.imagine(ear, network, generator, some)
             second, _ = train_all.imagine(ear, network, generator, some, think_again=think_again)
-            changed = torch.nonzero((first != second).flatten(1).any(1))[:1, 0]
+            with torch.no_grad():
+                changed = torch.nonzero(judge(first).argmax(1) != judge(second).argmax(1))[:1, 0]
             if len(changed):
                 for row, images in zip(rows.values(), (data.as_seen(some.images), first, second), strict=True):
                     row.append(images[changed])
                 break
-    figures.save_rows(path, list(rows), [torch.cat(row) for row in rows.values()])
+    if rows["heard"]:
+        figures.save_rows(path, list(rows), [torch.cat(row) for row in rows.values()])
 
 
 def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
