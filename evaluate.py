@@ -55,7 +55,7 @@ class Config:
     part: Literal["test", "validation"] = "test"  # of the data, to be heard; what is to be chosen, choose by validation
     second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws.
     # See train_all.SecondThoughts. They need no training, so they are no setting of a run. Published: 0. Measured on MNIST,
-    # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.3 %
+    # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.4 %
     output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts; or comparison
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
     verify: bool = False  # say whether the results are what they claim, and rate nothing
