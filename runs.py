@@ -3,7 +3,7 @@
 A run lives in `results/<name>/`:
     checkpoint.pt   the best epoch's networks, which later stages load; a plain dict, loaded with `weights_only=True`
     last.pt         the last epoch's networks and optimisers, for `--resume`; removed when the run is complete
-    log.jsonl       one JSON line an epoch, from which the curves are drawn
+    log.jsonl       one JSON line an epoch, from which the curves are drawn; there from the start, as a run's mark
     metrics.json    the numbers at the end, with configuration, seed, machine, versions, and the SHA-256 of the data, of the
                     checkpoints of earlier stages and of its own; present when the run is complete
 Every file is written beside its place and then moved there, so none is ever half-written. What a killed process left of one,
