@@ -107,25 +107,23 @@ def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch
 
 
 def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: data.Digits) -> None:
-    """Of each class, the first digit of which the judge then reads another digit, for better or worse."""
+    """Of each class, the first digit of which the judge then reads another digit, for better or worse; prints how many."""
     ear, network, generator, dataset = model
     judge = mnist_classify_train.load_judge(config.results, dataset, torch.device("cpu"))
     think_again = train_all.load_second_thoughts(config, ear, generator, dataset, torch.device("cpu"))
-    rows = {"heard": [], "drawn at first": [], "after thinking again": []}
-    for digit in range(10):
-        of_class = data.Digits(*(tensor[digits.labels == digit] for tensor in (digits.images, digits.labels)))
-        for at in range(0, len(of_class.labels), 100):
-            some = data.Digits(*(tensor[at : at + 100] for tensor in of_class))
-            first, _ = train_all.imagine(ear, network, generator, some)
-            second, _ = train_all.imagine(ear, network, generator, some, think_again=think_again)
-            with torch.no_grad():
-                changed = torch.nonzero(judge(first).argmax(1) != judge(second).argmax(1))[:1, 0]
-            if len(changed):
-                for row, images in zip(rows.values(), (data.as_seen(some.images), first, second), strict=True):
-                    row.append(images[changed])
-                break
-    if rows["heard"]:
-        figures.save_rows(path, list(rows), [torch.cat(row) for row in rows.values()])
+    drawn = [train_all.imagine(ear, network, generator, digits, think_again=again)[0] for again in (None, think_again)]
+    with torch.no_grad():
+        before, after = (torch.cat([judge(part).argmax(1) for part in images.split(500)]) for images in drawn)
+    changed, better, worse = before != after, after == digits.labels, before == digits.labels
+    print(
+        f"after thinking again the judge reads {changed.sum()} of {len(changed)} as another digit: "
+        f"{(changed & better).sum()} for better, {(changed & worse).sum()} for worse, "
+        f"{(changed & ~better & ~worse).sum()} still wrong"
+    )
+    shown = torch.cat([torch.nonzero(changed & (digits.labels == digit))[:1, 0] for digit in range(10)])
+    if len(shown):
+        rows = (data.as_seen(digits.images[shown]), *(images[shown] for images in drawn))
+        figures.save_rows(path, ["heard", "drawn at first", "after thinking again"], list(rows))
 
 
 def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
