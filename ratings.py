@@ -138,10 +138,11 @@ def realism(features: Tensor, real: Tensor) -> dict[str, float]:
 
 def ssim(imagined: Tensor, heard: Tensor) -> Tensor:
     """Structural similarity of each of `(N, 1, H, W)` imagined images in [-1, 1] with its own heard one, `(N,)`: Z. Wang et
-    al., IEEE Trans. Image Process. 13(4), 2004, as torchmetrics computes it."""
-    parts = zip(imagined.split(20), heard.split(20), strict=True)  # on the CPU, more leave the cache
+    al., IEEE Trans. Image Process. 13(4), 2004, as torchmetrics computes it. Of pixels from 0, which is black, to 1: a
+    difference in luminance is weighed by the luminance, so that on black, taken as -1, a haze would be overlooked."""
+    parts = zip(*(((images + 1) / 2).split(20) for images in (imagined, heard)), strict=True)  # more leave the CPU's cache
     return torch.cat(
-        [structural_similarity_index_measure(*part, reduction="none", data_range=(-1.0, 1.0)).reshape(-1) for part in parts]
+        [structural_similarity_index_measure(*part, reduction="none", data_range=(0.0, 1.0)).reshape(-1) for part in parts]
     )
 
 

@@ -170,10 +170,17 @@ def test_correlation_and_ssim_at_their_ends(digits: tuple) -> None:
 
 
 def test_ssim_of_flat_images_is_its_closed_form() -> None:
-    one, other = torch.full((2, 1, 16, 16), 0.5), torch.full((2, 1, 16, 16), -0.25)
-    constant = (0.01 * 2) ** 2  # the images span 2
-    expected = (2 * 0.5 * -0.25 + constant) / (0.5**2 + 0.25**2 + constant)
+    one, other = torch.full((2, 1, 16, 16), 0.5), torch.full((2, 1, 16, 16), -0.25)  # 0.75 and 0.375 of white
+    constant = 0.01**2
+    expected = (2 * 0.75 * 0.375 + constant) / (0.75**2 + 0.375**2 + constant)
     torch.testing.assert_close(ratings.ssim(one, other), torch.full((2,), expected), atol=1e-4, rtol=0)
+
+
+def test_ssim_sees_a_haze_on_black_more_than_faded_ink() -> None:
+    image = -torch.ones(1, 1, 64, 64)
+    image[..., 20:44, 28:36] = 1
+    haze, faded = image.clamp(min=-0.9), 0.7 * (image + 1) - 1  # 5 % of white; 70 % of the contrast
+    assert ratings.ssim(haze, image) < 0.5 < 0.9 < ratings.ssim(faded, image)
 
 
 def test_retrieval_at_its_ends(digits: tuple) -> None:
