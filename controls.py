@@ -127,12 +127,16 @@ def summary(record: dict[str, Any]) -> str:
     )
     lines.append(
         f"twins: {related['with']['images']} of {related['images']} test digits are more like an image in the memory "
-        f"than {1 - NULL_SHARE:.1%} of digits are like any other writer's; with a twin the judge reads "
-        f"{related['with']['judge_accuracy']:.1%}, without {related['without']['judge_accuracy']:.1%}; correlation "
-        f"{related['with']['correlation']:.3f} and {related['without']['correlation']:.3f}"
-        if related["with"]["images"]
-        else f"twins: none of {related['images']} test digits is in the memory"
+        f"than {1 - NULL_SHARE:.1%} of digits are like any other writer's; {related['share_nearer_in_memory']:.1%} are more "
+        f"like one in the memory than like any other writer's, by chance {related['share_nearer_by_chance']:.1%}"
     )
+    groups = {"with": "with a twin", "without": "without", "without_alike": "without, of each digit as many as with"}
+    for group, called in groups.items():
+        if related[group]["judge_accuracy"] is not None:
+            lines.append(
+                f"{called}: read by the judge {related[group]['judge_accuracy']:.1%}, correlation "
+                f"{related[group]['correlation']:.3f}"
+            )
     for name, rating in record["never_heard"].items():
         lines.append(
             f"{name}: correlation with what was heard {rating['correlation']:.3f}; {rating['retrieval']:.0%} of "
@@ -193,7 +197,9 @@ def twins(
     MNIST and EMNIST scaled, centred and smoothed the same scans in different ways. So all digits are first brought into one
     box, and then correlated. How similar two digits of different writers can be by chance, MNIST's own training digits tell:
     their writers are others than those of the test digits. What only `NULL_SHARE` of the test digits find there counts as a
-    twin when it is found in the memory; a digit apart, because ones are more alike than eights.
+    twin when it is found in the memory; a digit apart, because ones are more alike than eights. So few ones can be known as
+    twins, and digits without are compared as they are, `without`, and weighed to be as many of each digit as those with,
+    `without_alike`.
     """
     heard = data.as_seen(test.images)
     boxed = one_box(test.images)
@@ -224,12 +230,31 @@ def twins(
         "images": len(test.labels),
         "memory": len(memory),
         "limits": limits.tolist(),
+        "per_digit": torch.bincount(test.labels[twin], minlength=10).tolist(),
         "expected_by_chance": NULL_SHARE * len(test.labels) * len(memory) / len(unrelated),  # the more, the nearer
         "with": fare(twin),
         "without": fare(~twin),
+        "without_alike": {
+            "judge_accuracy": alike(right, twin, test.labels),
+            "correlation": alike(correlations, twin, test.labels),
+        },
+        "share_nearer_in_memory": (nearest > by_chance).double().mean().item(),
+        "share_nearer_by_chance": len(memory) / (len(memory) + len(unrelated)),
         "nearest_in_memory": nearest.double().mean().item(),
         "nearest_by_chance": by_chance.double().mean().item(),
     }
+
+
+def alike(values: Tensor, group: Tensor, labels: Tensor) -> float | None:
+    """The mean of `(N,)` values of those outside of `group`, `(N,)` bool, as if they were as many of each digit as those in
+    it. Digits that have none outside are left out; None if that leaves none."""
+    weighed, count = 0.0, 0
+    for digit in labels[group].unique().tolist():
+        inside, outside = group & (labels == digit), ~group & (labels == digit)
+        if outside.any():
+            weighed += int(inside.sum()) * values[outside].double().mean().item()
+            count += int(inside.sum())
+    return weighed / count if count else None
 
 
 def one_box(images: Tensor) -> Tensor:

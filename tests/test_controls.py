@@ -71,6 +71,8 @@ def test_the_command_leaves_its_numbers_and_its_pictures(results: Path) -> None:
     assert record["permuted_sounds"]["largest_change"] < 0.1  # bfloat16 rounds by where in a batch a sound stands
     assert record["twins"]["with"]["images"] + record["twins"]["without"]["images"] == record["twins"]["images"] == 360
     assert record["twins"]["with"]["images"] <= 10  # printed digits are no copies of handwritten ones
+    assert sum(record["twins"]["per_digit"]) == record["twins"]["with"]["images"]
+    assert f"\nwithout: read by the judge {record['twins']['without']['judge_accuracy']:.1%}, correlation" in done.stdout
     assert set(record["never_heard"]) == {"printed letters", "simple shapes"}
     for name in ("twins", "unheard"):
         Image.open(results / "controls" / f"{name}.png").verify()
@@ -196,7 +198,19 @@ def test_twins_are_found_where_the_memory_holds_copies_only(test: data.Digits, j
         assert least <= found["with"]["images"] <= most
         assert found["memory"] == len(memory)
         assert found["expected_by_chance"] == pytest.approx(0.001 * 360 * len(memory) / 1257)  # which are 1,257 unrelated
+        assert found["share_nearer_by_chance"] == pytest.approx(len(memory) / (len(memory) + 1257))
+        assert (found["share_nearer_in_memory"] > 60 / 360) == (least == 60)
     assert found["with"]["correlation"] == pytest.approx(1)
+    assert found["without_alike"]["correlation"] == pytest.approx(1)
+
+
+def test_digits_without_a_twin_are_weighed_as_those_with_are() -> None:
+    labels = torch.tensor([1, 1, 1, 1, 3, 3, 3, 7])
+    group = torch.tensor([1, 0, 0, 0, 1, 1, 0, 1]).bool()  # a one, two threes, and the only seven
+    values = torch.tensor([0.0, 1.0, 0.5, 0.0, 0.0, 0.0, 0.2, 0.0])
+    assert controls.alike(values, group, labels) == pytest.approx((1 * 0.5 + 2 * 0.2) / 3)
+    assert controls.alike(values, torch.zeros(8).bool(), labels) is None
+    assert controls.alike(values, labels == 7, labels) is None
 
 
 def test_nothing_is_drawn_of_what_never_sounded_but_is_rated(tmp_path: Path) -> None:
