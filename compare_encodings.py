@@ -168,6 +168,9 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
     schedule = scheduled(config)
     memory = root / f"memory-{key_of(memory_settings(schedule))}"
     cells = list_cells(config, schedule, root)
+    for cell in cells:
+        if cell.finished and cell.seed is not None:
+            refuse_other_judges(schedule, cell)
     with holding(memory):
         learn_memory(config, schedule, memory, device)
 
@@ -320,6 +323,22 @@ def run_cell(config: Config, schedule: Schedule, memory: Path, cell: Cell, devic
     run_stage(train_all, replace(schedule.imagine, **place, seed=cell.seed))
     save_shown(config, schedule, cell, device)
     evaluate.main(replace(schedule.rate, **place, judges=memory / "judges", output=cell.folder / "evaluation"))
+
+
+def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
+    """Refuse a rating that was put in the place of the cell's own, as evaluate.py does when it is started by hand there.
+
+    Raises:
+        runs.UserError: if it was made by other settings than the schedule's.
+    """
+    path, rating = evaluate.read_rating(cell.folder / "evaluation")
+    then, now = {**runs.plain(evaluate.Config()), **rating["config"]}, runs.plain(schedule.rate)
+    differing = sorted({key for key in now if then[key] != now[key]} - {*runs.PLACES, "judges", "output"})
+    if differing:
+        raise runs.UserError(
+            f"{path} is another rating than the comparison's ({', '.join(differing)}), and cannot be held against the other "
+            f"cells'; delete {path.parent}, and run again: the cell is only rated anew."
+        )
 
 
 def link_memory(folder: Path, memory: Path) -> None:
@@ -633,14 +652,17 @@ def conclusions(rows: list[dict[str, Any]], setting: str, missing: list[str]) ->
         setting: a sentence about the schedule and the data.
         missing: the cells that are not finished.
     """
+    compared = len(differences(groups_of(rows, "judges_mean")))
     text = [
         "# What can be concluded, and what cannot",
         f"Written by compare_encodings.py from comparison.csv. {setting} All numbers are fractions.",
         f"**The rule.** An encoding is said to be better or worse than `{PRIMARY}` where the difference of their means lies "
-        "outside the spread over seeds: by Welch's t-test, two-sided, with Holm's correction over the encodings, at 5 %. In "
-        "brackets stands the interval of the difference at the level of that test. Any other difference lies inside the "
-        "spread, and nothing is concluded from it: neither that there is one, nor that there is none. Each rating is a "
-        "question of its own, with its own 5 %.",
+        f"outside the spread over seeds: by Welch's t-test, two-sided, with Holm's correction over the {compared} encodings "
+        "beside it that have a spread, at 5 %. In brackets stands the interval of the difference at the level of that test. "
+        "Any other difference lies inside the spread, and nothing is concluded from it: neither that there is one, nor that "
+        "there is none. Each rating is a question of its own, with its own 5 %, which hold if encodings and seeds were "
+        "chosen before any of their ratings was seen. What is picked out for its ratings, to be given more seeds, has to "
+        "show itself on the new seeds alone (`--only`, `--seeds`).",
     ]
     if missing:
         text.append(f"**Not finished yet**, {len(missing)} cells: {'; '.join(missing)}.")

@@ -223,6 +223,25 @@ def test_stage_two_is_shared_and_a_moved_folder_still_has_it(finished: Path, tmp
         assert not (cells(moved)[name] / "0" / "judges").exists()
 
 
+def test_a_rating_by_other_judges_is_not_taken_for_the_cells_own(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    results = Path(shutil.copytree(finished, tmp_path / "results", symlinks=True))
+    path = cells(results)["line"] / "0" / "evaluation" / "metrics.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "config": {**record["config"], "judges_epochs": 8, "part": "validation"}}))
+    ran, before = spy(monkeypatch), (results / "encodings" / "comparison.csv").read_bytes()
+    assert compare(monkeypatch, results) == 2
+    said = capsys.readouterr().err
+    assert f"{path} is another rating than the comparison's (judges_epochs, part)" in said
+    assert f"delete {path.parent}, and run again" in said
+    assert ran == [] and (results / "encodings" / "comparison.csv").read_bytes() == before
+    shutil.rmtree(path.parent)
+    assert compare(monkeypatch, results) == 0
+    assert ran == ["evaluate of line"]
+    assert json.loads(path.read_text())["judges"] == record["judges"]
+
+
 def test_what_lies_in_the_place_of_a_link_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "judge").touch()
     with pytest.raises(runs.UserError, match="judge cannot be made .*; give --results where symbolic links can be"):
@@ -462,6 +481,7 @@ def test_inside_the_spread_is_said_to_be_inside_and_outside_to_be_outside() -> N
     assert inside.startswith("`near` by +0.003 [-0.")
     assert unknown == "`lonely`."
     assert "1 cells: near, seed 3" in text
+    assert "over the 3 encodings beside it that have a spread" in text  # above, far and near; the lonely has none
     assert "| above | 0.991 ± 0.001 (3 seeds)" in text
     assert text.index("| above") < text.index("| near") < text.index(f"| {PRIMARY}") < text.index("| far")
 
