@@ -19,18 +19,18 @@ and metrics.json. Nothing is rated anew.
 
 With `--verify`, it prints a line for each stage, and a verdict. It hashes checkpoints, earlier stages' checkpoints and data,
 and holds them against the records; compares configuration, numbers and epochs in checkpoint, metrics and log; and measures
-the reported numbers again. The first mismatch ends it with exit code 2; so does a folder without hashes, of before they were
-kept. That the records were not made up it cannot say: only training again can.
+the reported numbers again, those of the rating too, if there is one. The first mismatch ends it with exit code 2; so does a
+folder without hashes, of before they were kept. That the training was as recorded it cannot say: only training again can.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,50 @@ def main(config: Config) -> dict[str, Any]:
     runs.probe(output)
     refuse_other_rating(output, config)
     log = read_log(config.results / config.name / "log.jsonl")
+    rated = rate(config, device)
+    record = {
+        "stage": "evaluate",
+        "dataset": rated.dataset,
+        "part": config.part,
+        **rated.numbers,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": f"{runs.device_name(device)}, {runs.precision(device)}",
+        "seed": config.seed,
+        "revision": runs.revision(),
+        "versions": {**runs.versions(), **{name: version(name) for name in ("torchmetrics", "torch-fidelity")}},
+        "config": runs.plain(config),
+        "judge_settings": runs.plain(judge_settings(config, rated.dataset)),
+        "stages": stages,
+        "sha256": {
+            **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
+            **runs.checkpoint_sha256(judges_folder(config), *judges.KEPT),
+            **data.sha256(**{config.part: rated.digits}),
+        },
+    }
+    write_rating(output, record, rated, log)
+    runs.release(output)
+    said = ", ".join(f"{reading['accuracy']:.2%} by the {name} judge" for name, reading in record["judges"].items())
+    print(
+        f"imagined digits read right: {said}; {record['classifier']['accuracy']:.2%} by the classifier that was to be "
+        f"pleased. {output}/metrics.json, {output}/index.html"
+    )
+    return record
+
+
+class Rated(NamedTuple):
+    """What a run imagined, and what is to be said of it."""
+
+    dataset: str
+    ear: Ear
+    digits: data.Digits  # that were heard
+    imagined: Tensor  # (N, 1, 64, 64) in [-1, 1]
+    correlations: Tensor  # (N,), of each with what was heard
+    read: dict[str, Tensor]  # (N,), what each judge, and the classifier, takes the digits for
+    numbers: dict[str, Any]  # as in metrics.json
+
+
+def rate(config: Config, device: torch.device) -> Rated:
+    """Hear all digits of the part, imagine them, and rate what was imagined."""
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
     think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
@@ -120,36 +164,16 @@ def main(config: Config) -> dict[str, Any]:
         "diversity": ratings.diversity(imagined, heard, digits.labels),
         "sound_distance": distance,  # absolute, whatever the run's objective, so that runs can be compared
     }
-    record = {
-        "stage": "evaluate",
-        "dataset": dataset,
-        "part": config.part,
-        **numbers,
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": runs.device_name(device),
-        "seed": config.seed,
-        "revision": runs.revision(),
-        "versions": {**runs.versions(), **{name: version(name) for name in ("torchmetrics", "torch-fidelity")}},
-        "config": runs.plain(config),
-        "judge_settings": runs.plain(judge_settings(config, dataset)),
-        "stages": stages,
-        "sha256": runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
-    }
-    shown = choose(correlations, digits.labels, [read[name] for name in panel])
-    examples = [
-        example(ear, digits, imagined, index, rank, correlations, {name: said[index].item() for name, said in read.items()})
-        for index, rank in shown
-    ]
-    train_all.save_pairs(output / "imagined.png", digits, imagined)
+    return Rated(dataset, ear, digits, imagined, correlations, read, numbers)
+
+
+def write_rating(output: Path, record: dict[str, Any], rated: Rated, log: list[dict[str, float]]) -> None:
+    """The grid, the page, and last the numbers, which say that all is there."""
+    judged = [rated.read[name] for name in record["judges"]]
+    examples = [example(rated, index, rank) for index, rank in choose(rated.correlations, rated.digits.labels, judged)]
+    train_all.save_pairs(output / "imagined.png", rated.digits, rated.imagined)
     runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    runs.release(output)
-    said = ", ".join(f"{readings[name]['accuracy']:.2%} by the {name} judge" for name in panel)
-    print(
-        f"imagined digits read right: {said}; {readings['classifier']['accuracy']:.2%} by the classifier that was to be "
-        f"pleased. {output}/metrics.json, {output}/index.html"
-    )
-    return record
 
 
 def output_of(config: Config) -> Path:
@@ -188,10 +212,14 @@ def rated_folders(config: Config) -> dict[str, str]:
     return {**{stage: stage for stage in stages}, "train_all": config.name}
 
 
+def judges_folder(config: Config) -> Path:
+    return config.judges or config.results / "judges"
+
+
 def judge_settings(config: Config, dataset: str) -> judges.Settings:
     return judges.Settings(
         dataset=dataset,
-        results=config.judges or config.results / "judges",
+        results=judges_folder(config),
         data_root=config.data_root,
         epochs=config.judges_epochs,
         batch=config.judges_batch,
@@ -290,23 +318,21 @@ def choose(correlations: Tensor, labels: Tensor, read: list[Tensor]) -> list[tup
 
 
 @torch.no_grad()
-def example(
-    ear: Ear, digits: data.Digits, imagined: Tensor, index: int, rank: str, correlations: Tensor, read: dict[str, int]
-) -> page.Example:
-    image = digits.images[index : index + 1]
+def example(rated: Rated, index: int, rank: str) -> page.Example:
+    image, ear = rated.digits.images[index : index + 1], rated.ear
     sound = ear.translator(image)
     return page.Example(
         index=index,
-        digit=int(digits.labels[index]),
+        digit=int(rated.digits.labels[index]),
         rank=rank,
         heard=image[0].cpu().numpy(),
         sound=sound[0].cpu().numpy(),
         sample_rate=ear.encoding.sample_rate,
         logmel=ear.hear(sound)[0, 0].cpu().numpy(),
         hop=ear.hop,
-        imagined=imagined[index, 0].cpu().numpy(),
-        correlation=correlations[index].item(),
-        read=read,
+        imagined=rated.imagined[index, 0].cpu().numpy(),
+        correlation=rated.correlations[index].item(),
+        read={name: digits[index].item() for name, digits in rated.read.items()},
     )
 
 
@@ -353,8 +379,9 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         path, metrics = read_rating(folder)
         groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append((path, metrics))
     differing = differing_settings([json.loads(key) for key in groups])
+    names = [" ".join(dict.fromkeys(title_of(metrics) for _, metrics in members)) for members in groups.values()]
     rows = []
-    for members, differs in zip(groups.values(), differing, strict=True):
+    for column, (members, differs) in enumerate(zip(groups.values(), differing, strict=True)):
         seeds = [seeds_of(metrics) for _, metrics in members]
         for position, one in enumerate(seeds):
             if one in seeds[:position]:
@@ -362,11 +389,14 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 raise runs.UserError(f"{first} and {again} rate the same settings and seeds; give each run once.")
         rows.append(
             {
-                "name": " ".join(dict.fromkeys(title_of(metrics) for _, metrics in members)),
+                "name": names[column] + (f" ({column + 1})" if names.count(names[column]) > 1 else ""),
                 "settings": differs,  # those in which the rows are not all alike
                 "ratings": [str(path) for path, _ in members],
                 "seeds": [metrics["stages"]["train_all"]["seed"] for _, metrics in members],
                 "shared": [stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)],
+                "digits": members[0][1]["classifier"]["images"],
+                "searched": members[0][1]["retrieval"]["overall"]["images"],
+                "residual_judges": sorted({metrics["sha256"]["judge/checkpoint.pt"] for _, metrics in members}),
                 "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
             }
         )
@@ -375,7 +405,7 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
     runs.hold(output)
     if runs.complete(output):
         runs.refuse_other(output, "compare")
-    runs.write(output / "table.md", lambda path: path.write_text(table))
+    runs.write(output / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
     runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     runs.release(output)
     print(f"{table}\n{output}/table.md, {output}/metrics.json")
@@ -393,7 +423,7 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         if metrics["stage"] != "evaluate":
             raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")
-        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"]
+        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"], metrics["sha256"]["judge/checkpoint.pt"]
         [float(get(metrics)) for _, get in COLUMNS.values()]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise runs.UserError(
@@ -419,6 +449,7 @@ def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
     }
     configs["judges"] = metrics["judge_settings"]
     configs["evaluate"] = {key: metrics["config"].get(key, getattr(Config, key)) for key in ("part", "second_thoughts")}
+    configs["evaluate"] |= {"digits": metrics["classifier"]["images"], "searched": metrics["retrieval"]["overall"]["images"]}
     left_out = {*runs.PLACES, "seed", "name"}
     return {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}
 
@@ -451,13 +482,21 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 
     lines = [["", *(row["name"] for row in rows)], ["---"] * (len(rows) + 1)]
     lines.append(["seeds", *(", ".join(map(str, row["seeds"])) for row in rows)])
+    lines.append(["digits heard", *(str(row["digits"]) for row in rows)])
     for name, (title, _) in COLUMNS.items():
         lines.append([title, *(shown(row["columns"][name]) for row in rows)])
+        if name == "retrieval":
+            lines[-1] = ["retrieval, among", *(f"{row['searched']}: {shown(row['columns'][name])}" for row in rows)]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     table += "\nMean ± sample standard deviation over the seeds; accuracies, precision and recall are fractions.\n"
     single = [row["name"] for row in rows if len(row["seeds"]) == 1]
     if single:
         table += f"One seed only, so the spread is unknown: {', '.join(single)}.\n"
+    in_features = "Frechet distance, precision and recall are in the features of the residual judge"
+    if len({tuple(row["residual_judges"]) for row in rows}) > 1:
+        table += f"{in_features}, and not all rows have the same: in these three they cannot be compared.\n"
+    if any(len(row["residual_judges"]) > 1 for row in rows):
+        table += f"{in_features}, of which a row has several: their spread is of judges and runs together.\n"
     for row in rows:
         if len(row["seeds"]) > 1 and row["shared"]:
             table += f"{row['name']}: these stages have a seed in common, so that the spread leaves theirs out: "
@@ -472,6 +511,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 # Of a number that is measured again: absolute of a fraction, relative of a larger one. On the machine that trained, it is
 # the same; another rounds sums otherwise, and may take bfloat16 for float32.
 TOLERANCE = 0.005
+RATED_WITH = ("name", "part", "second_thoughts", "judges_epochs", "judges_batch", "kernel_centres", "seed")
 
 
 def verify(config: Config) -> dict[str, Any]:
@@ -501,16 +541,13 @@ def verify(config: Config) -> dict[str, Any]:
             f"{numbers}: measured again, {'the same' if same else f'within {TOLERANCE}'}",
             flush=True,
         )
-    rating = output_of(config) / "metrics.json"
-    if rating.exists():
-        _, metrics = read_rating(rating.parent)
-        if metrics.get("sha256"):
-            here = runs.checkpoint_sha256(config.results, *rated_folders(config).values())
-            for name, digest in here.items():
-                refuse_unlike(rating, f"SHA-256 of {name}", metrics["sha256"].get(name), digest)
-            print(f"{rating.parent}: rates these checkpoints")
+    rating = output_of(config)
+    if (rating / "metrics.json").exists():
+        again = verify_rating(config, rating, device)
+        if again is None:
+            unhashed.append(rating.name)
         else:
-            unhashed.append(rating.parent.name)
+            measured["evaluate"] = again
     if unhashed:
         raise runs.UserError(
             f"{config.results} cannot be verified, for want of hashes, which were not always kept: {', '.join(unhashed)}; "
@@ -518,6 +555,40 @@ def verify(config: Config) -> dict[str, Any]:
         )
     print(f"verified: {config.results} is what it claims to be.")
     return measured
+
+
+def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[str, float] | None:
+    """The numbers of a rating, measured again by the judges and on the digits that it names; None if it names none."""
+    path, metrics = read_rating(folder)
+    kept = [f"{name}/checkpoint.pt" for name in judges.KEPT]
+    if not {*kept, f"data/{config.part}"} <= metrics["sha256"].keys():
+        return None
+    with runs.whole(path, "run evaluate.py"):
+        said = {name: metrics["config"][name] for name in RATED_WITH}
+        refuse_unlike(path, "what is rated", [said.pop(n) for n in ("name", "part")], [config.name, config.part])
+        config = replace(config, **said)
+        runs.refuse_impossible(config)
+        settings = runs.plain(judge_settings(config, metrics["dataset"]))
+        for key in runs.changed_settings(metrics["judge_settings"], settings):
+            refuse_unlike(path, f"{key} of the judges", metrics["judge_settings"].get(key), settings.get(key))
+    for name in judges.KEPT:
+        if not runs.complete(judges_folder(config) / name):
+            raise runs.UserError(f"{judges_folder(config) / name} is not there, by which {path} rates; name it by --judges.")
+    here = {
+        **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
+        **runs.checkpoint_sha256(judges_folder(config), *judges.KEPT),
+        **data.sha256(**{config.part: data.load_heard(metrics["dataset"], config.part, config.data_root, "cpu")}),
+    }
+    for name, digest in here.items():
+        refuse_unlike(path, f"SHA-256 of {name}", metrics["sha256"].get(name), digest)
+    numbers = rate(config, device).numbers
+    again = {name: verify_number(folder, name, get(metrics), get(numbers)) for name, (_, get) in COLUMNS.items()}
+    same = all(get(metrics) == again[name] for name, (_, get) in COLUMNS.items())
+    print(
+        f"{folder}: hashes agree; judges_mean {again['judges_mean']:.4f} and {len(again) - 1} more numbers: measured again, "
+        f"{'the same' if same else f'within {TOLERANCE}'}"
+    )
+    return again
 
 
 def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:

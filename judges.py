@@ -22,6 +22,8 @@ import runs
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
 
+KEPT = ("transformer", "kernel")  # their folders, beside one another
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -309,6 +309,61 @@ def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch,
         assert said in capsys.readouterr().err
 
 
+# -- is a rating what it claims to be? ---------------------------------------------------------------------------------
+
+
+def test_a_rating_is_verified_by_rating_again(
+    rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "measure", lambda *_: {})  # of the stages; test_safety.py has them
+
+    def verified(results: Path, **settings: object) -> dict:
+        return evaluate.main(evaluate.Config(results=results, device="cpu", data_root=Path(), verify=True, **settings))
+
+    numbers = verified(rated)["evaluate"]
+    said = capsys.readouterr().out
+    assert f"{rated}/evaluation: hashes agree; judges_mean {numbers['judges_mean']:.4f} and 14 more numbers" in said
+    assert "14 more numbers: measured again, the same" in said and said.endswith("is what it claims to be.\n")
+    assert numbers == {
+        name: get(json.loads((rated / "evaluation" / "metrics.json").read_text()))
+        for name, (_, get) in evaluate.COLUMNS.items()
+    }
+    results = Path(shutil.copytree(rated, tmp_path / "results"))
+    shutil.move(results / "judges", tmp_path / "judges")
+    with pytest.raises(runs.UserError, match=r"judges/transformer is not there, by which .*; name it by --judges"):
+        verified(results)
+    assert verified(results, judges=tmp_path / "judges")["evaluate"] == numbers
+    assert not (results / "judges").exists()  # nothing is trained
+
+    def swindles(record: dict) -> dict[str, tuple[dict, object]]:
+        hashed, realism = record["sha256"], record["realism"]["imagined"]
+        return {
+            "says frechet_distance 0.0100, but measured again it is": (realism, {"frechet_distance": 0.01}),
+            "says kernel 0.9900, but": (record["judges"]["kernel"], {"accuracy": 0.99}),
+            "SHA-256 of kernel/checkpoint.pt is x": (hashed, {"kernel/checkpoint.pt": "x"}),
+            "SHA-256 of judge/checkpoint.pt is x": (hashed, {"judge/checkpoint.pt": "x"}),
+            "SHA-256 of data/test is x, but should": (hashed, {"data/test": "x"}),
+            r"what is rated is \['other', 'test'\], but": (record["config"], {"name": "other"}),
+            "epochs of the judges is 1, but should be 2": (record["config"], {"judges_epochs": 2}),
+            "--judges-epochs": (record["config"], {"judges_epochs": 0}),
+        }
+
+    path = results / "evaluation" / "metrics.json"
+    honest = path.read_text()
+    for said in swindles(json.loads(honest)):
+        record = json.loads(honest)
+        part, change = swindles(record)[said]
+        part.update(change)
+        path.write_text(json.dumps(record))
+        with pytest.raises(runs.UserError, match=said):
+            verified(results, judges=tmp_path / "judges")
+    older = json.loads(honest)
+    del older["sha256"]["data/test"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(runs.UserError, match="cannot be verified, for want of hashes, .*: evaluation; nothing else"):
+        verified(results, judges=tmp_path / "judges")
+
+
 # -- several ratings ---------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +375,7 @@ def rating(metrics: dict, folder: Path, seed: int, accuracy: float, **settings: 
         entry["config"] = {**entry["config"], "seed": seed, "results": f"place{seed}"}
     other["stages"]["train_all"]["config"].update(settings)
     other["classifier"]["accuracy"] = accuracy
+    other["sha256"]["judge/checkpoint.pt"] = f"of seed {seed}"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(other))
     return folder
@@ -350,8 +406,41 @@ def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(
         {"train_all.sound_consistency": 0.0},
     )
     assert "0.7000 ± 0.2000 | 0.2500 |" in table
-    assert "One seed only, so the spread is unknown: train_all." in table
+    assert "|  | train_all (1) | train_all (2) |" in table  # told apart
+    assert "One seed only, so the spread is unknown: train_all (2)." in table
+    assert "train_all (1): train_all.sound_consistency 1.0." in table
     assert set(ours["columns"]) == set(evaluate.COLUMNS)
+
+
+def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: dict, tmp_path: Path) -> None:
+    one, other, third = (rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1, 2))
+    unlike = rating(metrics, tmp_path / "unlike", 0, 0.5, grey=0.25)
+    several, apart = "of which a row has several: their spread is of judges and runs", "in these three they cannot be"
+
+    def said(*folders: Path) -> tuple[bool, bool]:
+        evaluate.compare(folders, tmp_path / "out")
+        table = (tmp_path / "out" / "table.md").read_text()
+        return several in table, apart in table
+
+    assert said(one, unlike) == (False, False)
+    assert said(one, other) == (True, False)
+    assert said(one, other, unlike) == (True, True)
+    changed = json.loads((third / "metrics.json").read_text())
+    changed["stages"]["train_all"]["config"]["grey"] = 0.25
+    (third / "metrics.json").write_text(json.dumps(changed))
+    assert said(one, third) == (False, True)
+
+
+def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Path) -> None:
+    folders = [rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1)]
+    fewer = json.loads((folders[1] / "metrics.json").read_text())
+    fewer["classifier"]["images"] = fewer["retrieval"]["overall"]["images"] = 50
+    (folders[1] / "metrics.json").write_text(json.dumps(fewer))
+    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [{f"evaluate.{k}": n for k in ("digits", "searched")} for n in (360, 50)]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| digits heard | 360 | 50 |" in table
+    assert "| retrieval, among | 360: " in table and "| 50: " in table
 
 
 def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict, tmp_path: Path) -> None:
