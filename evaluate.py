@@ -396,7 +396,7 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 "shared": [stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)],
                 "digits": members[0][1]["classifier"]["images"],
                 "searched": members[0][1]["retrieval"]["overall"]["images"],
-                "residual_judges": sorted({metrics["sha256"]["judge/checkpoint.pt"] for _, metrics in members}),
+                "residual_judges": sorted({str(metrics["sha256"]["judge/checkpoint.pt"]) for _, metrics in members}),
                 "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
             }
         )
@@ -572,8 +572,12 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
         for key in runs.changed_settings(metrics["judge_settings"], settings):
             refuse_unlike(path, f"{key} of the judges", metrics["judge_settings"].get(key), settings.get(key))
     for name in judges.KEPT:
-        if not runs.complete(judges_folder(config) / name):
-            raise runs.UserError(f"{judges_folder(config) / name} is not there, by which {path} rates; name it by --judges.")
+        kept_at = judges_folder(config) / name
+        if not runs.complete(kept_at):
+            raise runs.UserError(f"{kept_at} is not there, by which {path} rates; name the folder that has it by --judges.")
+        made_with = runs.load_checkpoint(kept_at / "checkpoint.pt", name)["config"]
+        for key in runs.changed_settings(made_with, settings):  # with others they would be trained again
+            refuse_unlike(kept_at / "checkpoint.pt", key, made_with.get(key), settings.get(key))
     here = {
         **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
         **runs.checkpoint_sha256(judges_folder(config), *judges.KEPT),

@@ -330,7 +330,7 @@ def test_a_rating_is_verified_by_rating_again(
     }
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     shutil.move(results / "judges", tmp_path / "judges")
-    with pytest.raises(runs.UserError, match=r"judges/transformer is not there, by which .*; name it by --judges"):
+    with pytest.raises(runs.UserError, match=r"judges/transformer is not there, by which .*; name .* by --judges"):
         verified(results)
     assert verified(results, judges=tmp_path / "judges")["evaluate"] == numbers
     assert not (results / "judges").exists()  # nothing is trained
@@ -357,6 +357,11 @@ def test_a_rating_is_verified_by_rating_again(
         path.write_text(json.dumps(record))
         with pytest.raises(runs.UserError, match=said):
             verified(results, judges=tmp_path / "judges")
+    forged = json.loads(honest)  # of other judges than those that are kept
+    forged["config"]["judges_epochs"] = forged["judge_settings"]["epochs"] = 2
+    path.write_text(json.dumps(forged))
+    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt is not what .*: epochs is 1, but should be 2"):
+        verified(results, judges=tmp_path / "judges")
     older = json.loads(honest)
     del older["sha256"]["data/test"]
     path.write_text(json.dumps(older))
