@@ -17,7 +17,8 @@ Writes `results/encodings/`:
     <name>-<key>/<seed>/     a results folder with stages one and three, and their rating in evaluation/
     <name>-<key>/linear/     the linear inverse
 A key stands for the settings. It can be stopped at any time, and the same command goes on; a finished cell is never run
-again. An encoding that is new in the header runs alone; another schedule, objective or rating runs all cells anew.
+again. An encoding that is new in the header runs alone; another schedule, objective or rating runs all cells anew. Tables
+and pictures show what the last command named: to see all, name all at the end, which takes seconds.
 """
 
 import csv
@@ -52,7 +53,7 @@ import ratings
 import runs
 import train_all
 import train_vggish
-from vggish import HOP, SAMPLE_RATE, Ear, frames_heard_whole
+from vggish import HOP, SAMPLE_RATE, Ear, Probe, frames_heard_whole
 from voice_translator import Encoding
 
 
@@ -103,7 +104,7 @@ QUICK = Schedule(
         instance_noise=0.5,
     ),
     imagine=train_all.Config(batch=32, epochs=3, joint_epochs=2, images_per_epoch=6_000, joint_learning_rate=1e-3),
-    rate=evaluate.Config(judges_epochs=2),
+    rate=evaluate.Config(judges_epochs=2, judges_batch=128),
     linear_images=5_000,
 )  # fmt: skip
 OBJECTIVES = {
@@ -168,6 +169,8 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
     schedule = scheduled(config)
     memory = root / f"memory-{key_of(memory_settings(schedule))}"
     cells = list_cells(config, schedule, root)
+    for cell in {cell.folder.parent: cell for cell in cells}.values():
+        refuse_other_sounds(cell)
     for cell in cells:
         if cell.finished and cell.seed is not None:
             refuse_other_judges(schedule, cell)
@@ -325,6 +328,22 @@ def run_cell(config: Config, schedule: Schedule, memory: Path, cell: Cell, devic
     evaluate.main(replace(schedule.rate, **place, judges=memory / "judges", output=cell.folder / "evaluation"))
 
 
+def refuse_other_sounds(cell: Cell) -> None:
+    """Refuse to go on with an encoding whose code makes other sounds than when its folder was begun, `sounds.pt`.
+
+    Raises:
+        runs.UserError: if it does, or the file is damaged.
+    """
+    folder = cell.folder.parent
+    probe, path = Probe(Ear(cell.listening.encoding, cell.listening.frames, cell.listening.hop)), folder / "sounds.pt"
+    mend = f"delete {folder}, and run again, or give the encoding another name"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.save(path, probe.state_dict())
+    elif not probe.alike(runs.load_file(path, mend).get("heard")):
+        raise runs.UserError(f"{cell.name} sounds otherwise than in {folder}: the code of its encoding was changed; {mend}.")
+
+
 def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
     """Refuse a rating that was put in the place of the cell's own, as evaluate.py does when it is started by hand there.
 
@@ -456,7 +475,7 @@ LINEAR = {"correlation": "linear_correlation", "retrieval": "linear_retrieval"} 
 CONCLUDED = {  # of evaluate.COLUMNS: what is concluded upon -> how it is called
     "judges_mean": "digits read right, mean of the three judges",
     "correlation": "correlation with the heard image",
-    "retrieval": "retrieval among 1,000",
+    "retrieval": "retrieval of the source",
 }
 
 

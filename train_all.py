@@ -30,7 +30,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_embedder
+from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_embedder
 from voice_translator import Encoding
 
 LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
@@ -121,7 +121,7 @@ def main(config: Config) -> dict[str, float]:
     run = runs.Run("train_all", config, device, config.name, made_from, draw_curves, **upstream)
     if run.done:
         return run.done
-    first = run.restore(vggish=network, generator=generator, optimiser=optimiser, scheduler=scheduler)
+    first = run.restore(vggish=network, generator=generator, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
     count = config.epochs * (config.images_per_epoch or len(train.labels))
     sounds = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
     for epoch in range(first, config.epochs + 1):
@@ -246,6 +246,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
         network = runs.load_network(lambda: VGGish(frames, config["vggish_width"]), networks["vggish"], path)
         generator = runs.load_network(lambda: Generator(config["generator_width"]), networks["generator"], path)
         ear = Ear(encoding, frames, config.get("hop", HOP)).to(device)
+        if "probe" in networks:  # older checkpoints have none
+            runs.load_weights(Probe(ear), networks["probe"], path)
     layout = {"device": device, "memory_format": torch.channels_last}
     return ear, network.to(**layout).eval(), generator.to(**layout).eval(), dataset
 

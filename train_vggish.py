@@ -20,7 +20,7 @@ import data
 import figures
 import runs
 from models.vggish import VGGish
-from vggish import HEARD_TOGETHER, HOP, Ear, Heard, load_audioset_convolutions
+from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_audioset_convolutions
 from voice_translator import Encoding
 
 
@@ -75,7 +75,7 @@ def main(config: Config) -> dict[str, float]:
     run = runs.Run("train_vggish", config, device, sha256=made_from, draw=draw_curves)
     if run.done:
         return run.done
-    first = run.restore(vggish=network, optimiser=optimiser, scheduler=scheduler)
+    first = run.restore(vggish=network, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
     sounds = config.epochs * (config.images_per_epoch or len(train.labels))
     heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
     for epoch in range(first, config.epochs + 1):

@@ -218,9 +218,43 @@ class Ear(nn.Module):
     def hear(self, soundscapes: Tensor) -> Tensor:
         """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In stereo, `(B, 2, samples)`,
         the mean of the ears is heard, as Google's front end takes the mean of the channels."""
+        if soundscapes.shape[-1] != self.encoding.samples:
+            raise ValueError(
+                f"the soundscapes have {soundscapes.shape[-1]} samples, but this encoding's have {self.encoding.samples}."
+            )
         if soundscapes.dim() == 3:
             soundscapes = soundscapes.mean(1)
         return self.logmel(soundscapes, self.silence)[:, None, : self.frames]
+
+
+class Probe(nn.Module):
+    """What an ear hears of one fixed image, `(frames, 64)`. It travels in the checkpoint: settings say which encoding was
+    learned, but not whether the code that makes its sounds is still what it was."""
+
+    def __init__(self, ear: Ear) -> None:
+        super().__init__()
+        image = (torch.arange(28 * 28) * 37 % 256).byte().view(1, 28, 28)  # all grey levels, in no order
+        with torch.no_grad():
+            heard = ear(image.to(ear.logmel.mel.device))[0, 0]
+        self.register_buffer("heard", heard)
+
+    def alike(self, heard: Any) -> bool:
+        """Whether `heard` is the same but for rounding."""
+        if not isinstance(heard, Tensor) or heard.shape != self.heard.shape:
+            return False
+        return bool((heard.to(self.heard.device) - self.heard).abs().mean() < 0.01)
+
+    def load_state_dict(self, state: dict[str, Tensor], *args: Any, **named: Any) -> Any:
+        """Nothing is taken over; what was heard then is held against what is heard now.
+
+        Raises:
+            runs.UserError: if they differ by more than rounding.
+        """
+        if not self.alike(state["heard"]):
+            raise runs.UserError(
+                "the code that makes the sounds of this encoding was changed since they were learned; put it back, or begin "
+                "anew, with train_vggish.py."
+            )
 
 
 class Heard:
@@ -267,6 +301,8 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
         network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
         ear = Ear(encoding, frames, hop).to(device)
+        if "probe" in checkpoint["networks"]:  # older checkpoints have none
+            runs.load_weights(Probe(ear), checkpoint["networks"]["probe"], path)
     return ear, network.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -178,7 +178,7 @@ def test_it_goes_on_where_it_was_killed_and_leaves_to_others_what_they_hold(stor
 
 
 def test_who_holds_a_cell_is_said(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    line = compare_encodings.Cell("line", Listening(), 5, cells(finished)["line"] / "5")
+    line = compare_encodings.Cell("line", compare_encodings.ENCODINGS["line"], 5, cells(finished)["line"] / "5")
     monkeypatch.setattr(compare_encodings, "list_cells", lambda *_: [line])
     monkeypatch.setattr(compare_encodings, "summarise", lambda *_: [])
     with held_by_another(line.folder):
@@ -240,6 +240,27 @@ def test_a_rating_by_other_judges_is_not_taken_for_the_cells_own(
     assert compare(monkeypatch, results) == 0
     assert ran == ["evaluate of line"]
     assert json.loads(path.read_text())["judges"] == record["judges"]
+
+
+def test_an_encoding_whose_code_was_changed_is_not_taken_for_the_old_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    results = Path(shutil.copytree(finished, tmp_path / "results", symlinks=True))
+    ran, frequencies = spy(monkeypatch), Encoding.frequencies
+    with monkeypatch.context() as changed:
+        curve = lambda e: frequencies(e) * (1.01 if e.curve == "linear" else 1)  # noqa: E731
+        changed.setattr(Encoding, "frequencies", curve)
+        assert compare(changed, results) == 2
+        said = capsys.readouterr().err
+        folder = cells(results)["line"]
+        assert f"line sounds otherwise than in {folder}: the code of its encoding was changed; delete {folder}" in said
+        assert ran == []
+        (folder / "sounds.pt").write_bytes(b"x")
+        assert compare(changed, results) == 2
+        assert "sounds.pt" in capsys.readouterr().err
+        shutil.rmtree(folder)
+        assert compare(changed, results) == 0
+        assert ran == ["linear of line", "train_vggish of line", "train_all of line", "evaluate of line"]
 
 
 def test_what_lies_in_the_place_of_a_link_is_refused_in_a_sentence(tmp_path: Path) -> None:

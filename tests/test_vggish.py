@@ -15,6 +15,7 @@ from scipy.signal import resample_poly
 
 import data
 import runs
+import train_all
 import vggish
 from models.vggish import VGGish
 from vggish import (
@@ -22,6 +23,7 @@ from vggish import (
     Heard,
     LogMel,
     Magnitude,
+    Probe,
     Resample,
     frames_heard_whole,
     load_audioset_convolutions,
@@ -312,6 +314,32 @@ def test_the_ear_is_the_translator_and_the_front_end_with_silence_behind() -> No
     expected = np.stack([slow_logmel(sound)[:112] for sound in followed])
     np.testing.assert_allclose(ear(images)[:, 0], expected, rtol=0, atol=TONES_TOLERANCE)
     assert ear.encoding == Encoding()
+
+
+@pytest.mark.parametrize("samples", [16_799, 16_801, 100_000])
+def test_a_sound_that_is_no_soundscape_of_the_encoding_is_refused(samples: int) -> None:
+    with pytest.raises(ValueError, match=f"the soundscapes have {samples} samples, but this encoding's have 16800"):
+        Ear(Encoding()).hear(torch.zeros(1, samples))
+
+
+def test_sounds_that_the_code_makes_otherwise_than_when_they_were_learned_are_refused(
+    chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No setting tells of a change in the code, such as in the curve that a researcher writes; what is heard does."""
+    checkpoints = [chain / "train_vggish" / "checkpoint.pt", chain / "train_all" / "checkpoint.pt"]
+    loaders = [load_embedder, train_all.load_model]
+    for path, load in zip(checkpoints, loaders, strict=True):
+        assert load(path)[0].encoding == Encoding()
+        assert torch.load(path, weights_only=True)["networks"]["probe"]["heard"].shape == (112, 64)
+    frequencies = Encoding.frequencies
+    monkeypatch.setattr(Encoding, "frequencies", lambda self: frequencies(self) * 1.01)  # a sixth of a semitone
+    for path, load in zip(checkpoints, loaders, strict=True):
+        with pytest.raises(runs.UserError, match="the code that makes the sounds of this encoding was changed since"):
+            load(path)
+    monkeypatch.undo()
+    ear, probe = Ear(Encoding()), Probe(Ear(Encoding()))
+    assert probe.alike(probe.heard + 1e-4) and not probe.alike(None) and not probe.alike(probe.heard[:96])
+    assert not probe.alike(Probe(Ear(dataclasses.replace(ear.encoding, contrast=0.9))).heard)
 
 
 @pytest.mark.parametrize("hop", [1, 305, 400])
