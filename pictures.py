@@ -62,19 +62,25 @@ def read(path: Path) -> Tensor:
         with Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as picture:  # reads the header only
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return torch.from_numpy(_grey(ImageOps.exif_transpose(picture)))
+            return torch.from_numpy(_grey(ImageOps.exif_transpose(picture), path))
     except Image.DecompressionBombError as error:
         raise runs.UserError(f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller.") from error
+    except runs.UserError:
+        raise
     except Exception as error:  # a damaged picture raises any of a dozen types
         raise runs.UserError(f"{path} is damaged, or no picture that Pillow reads; save it anew, such as PNG.") from error
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
+def _grey(picture: Image.Image, path: Path) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16 bits, whose conversion Pillow cuts off at 255
-        wide = np.asarray(picture).clip(0, 65535).astype(np.int32)
+        wide = np.asarray(picture).astype(np.int32)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise runs.UserError(f"{path} has levels below 0 or above 65,535, the white of 16 bits; scale it to 16 bits.")
+        if 0 < wide.max() < 8192:
+            print(f"{path}: its brightest level is {wide.max()} of 65,535, so it is faint; scale it if that is its white")
         return ((wide * 255 + 32767) // 65535).astype(np.uint8)
     if picture.mode == "F":
-        raise ValueError("floating-point pixels have no agreed white")
+        raise runs.UserError(f"{path} has floating-point pixels, and so no agreed white; save it in 8 or 16 bits.")
     if picture.has_transparency_data:
         opaque = Image.new("RGBA", picture.size, "black")
         picture = Image.alpha_composite(opaque, picture.convert("RGBA"))

@@ -275,6 +275,15 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
         assert np.abs(image.int().numpy() - expected).max() <= tolerance, name
 
 
+def test_a_picture_of_12_bits_in_16_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(RAMP.astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    pictures.read(tmp_path / "twelve.png")
+    assert f"twelve.png: its brightest level is {int(RAMP.max()) * 16} of 65,535, so it is faint" in capsys.readouterr().out
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    pictures.read(tmp_path / "sixteen.png")
+    assert not capsys.readouterr().out
+
+
 def test_a_transparent_palette_is_read_over_black(tmp_path: Path) -> None:
     picture = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     picture.putpalette([255, 255, 255, 200, 200, 200])
@@ -302,7 +311,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, photo: Path) -> N
     contents = {"cut.png": whole[: len(whole) // 2], "broken.png": broken, "empty.png": b"", "text.png": b"hello"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    for name in (*contents, "float.tif"):
+    with pytest.raises(runs.UserError, match=r"float.tif has floating-point pixels, and so no agreed white; save it in 8"):
+        pictures.read(tmp_path / "float.tif")
+    for value in (-1, 65536):
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "wide.tif")
+        with pytest.raises(runs.UserError, match="wide.tif has levels below 0 or above 65,535"):
+            pictures.read(tmp_path / "wide.tif")
+    for name in contents:
         with pytest.raises(runs.UserError, match=f"{name} is damaged, or no picture that Pillow reads"):
             pictures.read(tmp_path / name)
     with pytest.raises(runs.UserError, match="missing.png is missing; give a picture"):
