@@ -119,14 +119,16 @@ def in_words() -> Iterator[None]:
 
 
 def refuse_impossible(config: Any) -> None:
-    """Refuse a header whose numbers nothing can be computed with.
+    """Refuse a header whose numbers nothing can be computed with, or whose name is none of a folder.
 
     Raises:
-        UserError: with the first such number, as a flag.
+        UserError: with the first of these, as a flag.
     """
     trains = hasattr(config, "epochs")
     for name, value in vars(config).items():
         flag = f"--{name.replace('_', '-')} is {value}"
+        if name == "name" and (value in ("", ".", "..") or set(value) & {"/", "\\"}):
+            raise UserError(f"--name is {value!r}, but is to name a folder in results; give a word.")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, float) and not math.isfinite(value):

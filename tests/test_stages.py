@@ -802,6 +802,13 @@ def test_a_whole_number_of_any_size_is_told_apart() -> None:
         runs.refuse_impossible(train_all.Config(grey=float("inf")))
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "a/b", "a\\b"])
+def test_a_name_that_is_none_of_a_folder_is_refused(name: str) -> None:
+    for stage in (train_all, evaluate, controls):
+        with pytest.raises(runs.UserError, match="^--name is '.*', but is to name a folder in results; give a word"):
+            runs.refuse_impossible(stage.Config(name=name))
+
+
 def test_the_headers_as_they_are_are_possible() -> None:
     for stage in (*(stage for stage, _ in STAGES), evaluate):
         runs.refuse_impossible(stage.Config())
