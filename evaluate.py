@@ -62,8 +62,8 @@ class Config:
 
     # the judges that are trained on first use; other values than those they were trained with train them again
     judges: Path | None = None  # the folder that keeps them. None: results/judges; name another run's to spare the training
-    judges_epochs: int = 8  # of the transformer
-    judges_batch: int = 128  # of the transformer
+    judges_epochs: int | None = None  # of the transformer; None: 8 of MNIST, 30 of the small handwritten digits
+    judges_batch: int | None = None  # of the transformer; None: 128 of MNIST, 32 of the small handwritten digits
     kernel_centres: int = 2000  # real digits with which the kernel classifier compares; fewer make it quicker and worse
 
     # the run
@@ -109,6 +109,12 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_rating(output, record, rated, log)
     runs.release(output)
+    for name, reading in record["judges"].items():
+        if reading["real"]["accuracy"] < 0.9:
+            more = "mnist_classify_train.py --judge-epochs" if name == "residual" else "--judges-epochs"
+            print(
+                f"the {name} judge reads {reading['real']['accuracy']:.2%} of real digits: not to be trusted; raise {more}"
+            )
     said = ", ".join(f"{reading['accuracy']:.2%} by the {name} judge" for name, reading in record["judges"].items())
     print(
         f"imagined digits read right: {said}; {record['classifier']['accuracy']:.2%} by the classifier that was to be "
@@ -221,15 +227,15 @@ def judge_settings(config: Config, dataset: str) -> judges.Settings:
         dataset=dataset,
         results=judges_folder(config),
         data_root=config.data_root,
-        epochs=config.judges_epochs,
-        batch=config.judges_batch,
+        epochs=config.judges_epochs or (30 if dataset == "handwritten" else judges.Settings.epochs),
+        batch=config.judges_batch or (32 if dataset == "handwritten" else judges.Settings.batch),
         centres=config.kernel_centres,
         seed=judges.Settings.seed + config.seed,
     )
 
 
 def load_stages(config: Config) -> dict[str, dict[str, Any]]:
-    """Seed, epoch, revision and configuration of every stage that the rated run is made of.
+    """Seed, epoch, revision, machine and configuration of every stage that the rated run is made of.
 
     Raises:
         runs.UserError: if a checkpoint is missing, foreign or damaged, a stage is not complete, or stage three was not
@@ -243,6 +249,7 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
         runs.require_complete(folder, said)
+        stages[stage]["machine"] = runs.read_metrics(folder).get("machine")
     with runs.whole(config.results / config.name / "metrics.json", mend):
         made_from = dict(runs.read_metrics(config.results / config.name).get("sha256") or {})
     here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
@@ -377,6 +384,10 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
     groups: dict[str, list[tuple[Path, dict]]] = {}
     for folder in folders:
         path, metrics = read_rating(folder)
+        name = f"{metrics['config']['name']}/checkpoint.pt"
+        rated = path.parent.parent / name
+        if rated.is_file() and runs.file_sha256(rated) != metrics["sha256"].get(name):
+            raise runs.UserError(f"{path} is of another run than {rated.parent} holds now; run evaluate.py on it again.")
         groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append((path, metrics))
     differing = differing_settings([json.loads(key) for key in groups])
     names = [" ".join(dict.fromkeys(title_of(metrics) for _, metrics in members)) for members in groups.values()]
@@ -397,6 +408,10 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 "digits": members[0][1]["classifier"]["images"],
                 "searched": members[0][1]["retrieval"]["overall"]["images"],
                 "residual_judges": sorted({str(metrics["sha256"]["judge/checkpoint.pt"]) for _, metrics in members}),
+                **{  # of stage three
+                    what: sorted({str(metrics["stages"]["train_all"].get(what)) for _, metrics in members})
+                    for what in ("machine", "revision")
+                },
                 "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
             }
         )
@@ -451,7 +466,9 @@ def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
     configs["evaluate"] = {key: metrics["config"].get(key, getattr(Config, key)) for key in ("part", "second_thoughts")}
     configs["evaluate"] |= {"digits": metrics["classifier"]["images"], "searched": metrics["retrieval"]["overall"]["images"]}
     left_out = {*runs.PLACES, "seed", "name"}
-    return {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}
+    flat = {f"{stage}.{key}": value for stage, c in configs.items() for key, value in c.items() if key not in left_out}
+    encodings = {key: flat.pop(key) for key, value in list(flat.items()) if isinstance(value, dict)}
+    return flat | {f"{key}.{field}": value for key, encoding in encodings.items() for field, value in encoding.items()}
 
 
 def seeds_of(metrics: dict[str, Any]) -> dict[str, int]:
@@ -498,6 +515,9 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
     if any(len(row["residual_judges"]) > 1 for row in rows):
         table += f"{in_features}, of which a row has several: their spread is of judges and runs together.\n"
     for row in rows:
+        for what in ("machine", "revision"):
+            if len(row[what]) > 1:
+                table += f"{row['name']}: not all of one {what}: {'; '.join(row[what])}.\n"
         if len(row["seeds"]) > 1 and row["shared"]:
             table += f"{row['name']}: these stages have a seed in common, so that the spread leaves theirs out: "
             table += f"{', '.join(row['shared'])}.\n"
@@ -576,7 +596,8 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
         if not runs.complete(kept_at):
             raise runs.UserError(f"{kept_at} is not there, by which {path} rates; name the folder that has it by --judges.")
         made_with = runs.load_checkpoint(kept_at / "checkpoint.pt", name)["config"]
-        for key in runs.changed_settings(made_with, settings):  # with others they would be trained again
+        # With others it would be trained again.
+        for key in judges.changed_settings(name, made_with, judge_settings(config, metrics["dataset"])):
             refuse_unlike(kept_at / "checkpoint.pt", key, made_with.get(key), settings.get(key))
     here = {
         **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
@@ -614,6 +635,9 @@ def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, A
         epochs = metrics["config"].get("judge_epochs" if stage == "judge" else "epochs", len(log))
         refuse_unlike(folder / "log.jsonl", "number of epochs", len(log), epochs)
         refuse_unlike(folder / "log.jsonl", "seconds", round(sum(line["seconds"] for line in log), 3), metrics["seconds"])
+        if "validation_loss" in log[0]:
+            lowest = min(log, key=lambda line: line["validation_loss"])["epoch"]
+            refuse_unlike(folder / "log.jsonl", "epoch of the lowest validation_loss", lowest, metrics["epoch"])
         if "validation_accuracy" in metrics:
             best = max(line["validation_accuracy"] for line in log)
             refuse_unlike(folder / "log.jsonl", "validation_accuracy", best, metrics["validation_accuracy"])

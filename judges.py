@@ -11,6 +11,7 @@ Each folder holds what every run leaves: checkpoint.pt, metrics.json with the ju
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,10 @@ import runs
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
 
-KEPT = ("transformer", "kernel")  # their folders, beside one another
+KEPT = {  # the judges that are kept, each in a folder of its name -> by which settings it learns
+    "transformer": ("dataset", "seed", "epochs", "batch", "learning_rate", "images_per_epoch"),
+    "kernel": ("dataset", "seed", "centres", "gamma", "ridge"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _kept_or_trained(
         print(f"judge {name}: not in {folder} yet; it is trained once, on real digits of {settings.dataset}", flush=True)
         train(settings, device)
     checkpoint = runs.load_checkpoint(path, name, mend)
-    changed = runs.changed_settings(checkpoint["config"], runs.plain(settings))
+    changed = changed_settings(name, checkpoint["config"], settings)
     if changed:
         print(f"judge {name}: {folder} was trained with another {', '.join(changed)}; it is trained again", flush=True)
         train(settings, device)
@@ -90,6 +94,11 @@ def _kept_or_trained(
         own, state = checkpoint["metrics"]["test_accuracy"], checkpoint["networks"]["judge"]
         print(f"judge {name}: {folder}; it reads {own:.2%} of the real test images right", flush=True)
     return state
+
+
+def changed_settings(name: str, then: dict[str, Any], settings: Settings) -> list[str]:
+    """By which settings the judge `name`, which was made with `then`, would learn another thing now."""
+    return [key for key in KEPT[name] if then.get(key) != runs.plain(settings)[key]]
 
 
 def train_transformer(settings: Settings, device: torch.device) -> None:

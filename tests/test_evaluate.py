@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ def rated(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = script("evaluate.py", *FLAGS, "--results", str(results))
     assert done.returncode == 0, done.stderr
     assert "judge transformer: not in" in done.stdout
+    assert re.search(
+        r"the transformer judge reads \d+.\d\d% of real digits: .*--judges-epochs", done.stdout
+    )  # so few epochs
+    assert "the kernel judge reads" not in done.stdout
     assert f"{results}/evaluation/index.html" in done.stdout.splitlines()[-1]
     return results
 
@@ -226,9 +231,22 @@ def test_judges_of_other_settings_are_trained_again_and_kept_ones_are_not(
     judges.load(results, settings(results), CPU)
     assert trained == []
     judges.load(results, settings(results, centres=50), CPU)
-    assert trained == ["transformer", "kernel"]
+    assert trained == ["kernel"]  # the transformer does not learn by them
     assert "kernel was trained with another centres; it is trained again" in capsys.readouterr().out
     assert (results / "judges" / "kernel.before").exists()
+    judges.load(results, settings(results, centres=50, epochs=2), CPU)
+    assert trained == ["kernel", "transformer"]
+
+
+def test_the_judges_learn_long_enough_from_the_small_digits_too() -> None:
+    config = evaluate.Config()
+    by_default = {name: evaluate.judge_settings(config, name) for name in ("mnist", "handwritten")}
+    assert {name: (one.epochs, one.batch) for name, one in by_default.items()} == {
+        "mnist": (8, 128),
+        "handwritten": (30, 32),
+    }
+    told = evaluate.judge_settings(dataclasses.replace(config, judges_epochs=3, judges_batch=7), "handwritten")
+    assert (told.epochs, told.batch) == (3, 7)
 
 
 @pytest.mark.parametrize("damage", ["garbage", "foreign", "weights"])
@@ -411,6 +429,7 @@ def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(
         {"train_all.sound_consistency": 0.0},
     )
     assert "0.7000 ± 0.2000 | 0.2500 |" in table
+    assert "not all of one" not in table
     assert "|  | train_all (1) | train_all (2) |" in table  # told apart
     assert "One seed only, so the spread is unknown: train_all (2)." in table
     assert "train_all (1): train_all.sound_consistency 1.0." in table
@@ -434,6 +453,36 @@ def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: d
     changed["stages"]["train_all"]["config"]["grey"] = 0.25
     (third / "metrics.json").write_text(json.dumps(changed))
     assert said(one, third) == (False, True)
+
+
+def test_a_comparison_says_where_a_row_is_of_several_machines_or_revisions(metrics: dict, tmp_path: Path) -> None:
+    one, other = (rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1))
+    assert metrics["stages"]["train_all"]["machine"] == metrics["machine"]
+    assert metrics["machine"].endswith(("float32", "bfloat16 where it pays"))
+    changed = json.loads((other / "metrics.json").read_text())
+    changed["stages"]["train_all"].update(machine="another, float32", revision="0123456789ab")
+    (other / "metrics.json").write_text(json.dumps(changed))
+    evaluate.compare((one, other), tmp_path / "out")
+    table = (tmp_path / "out" / "table.md").read_text()
+    for what in ("machine", "revision"):
+        both = sorted([str(metrics["stages"]["train_all"][what]), changed["stages"]["train_all"][what]])
+        assert f"train_all: not all of one {what}: {'; '.join(both)}." in table
+
+
+def test_of_an_encoding_only_what_differs_is_said(metrics: dict, tmp_path: Path) -> None:
+    mel = {**metrics["stages"]["train_all"]["config"]["encoding"], "curve": "mel"}
+    folders = rating(metrics, tmp_path / "0", 0, 0.5), rating(metrics, tmp_path / "1", 1, 0.5, encoding=mel)
+    rows = evaluate.compare(folders, tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [{"train_all.encoding.curve": curve} for curve in ("exponential", "mel")]
+
+
+def test_the_rating_of_a_run_that_is_there_no_more_is_refused(rated: Path, tmp_path: Path) -> None:
+    results = Path(shutil.copytree(rated, tmp_path / "results"))
+    evaluate.compare((results,), tmp_path / "out")
+    path = results / "train_all" / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=True), "epoch": 7}, path)
+    with pytest.raises(runs.UserError, match="is of another run than .*train_all holds now; run evaluate.py on it again"):
+        evaluate.compare((results,), tmp_path / "out")
 
 
 def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Path) -> None:

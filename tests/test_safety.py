@@ -465,6 +465,19 @@ def test_a_results_folder_that_is_not_what_it_claims_is_refused(chain: Path, tmp
             verified(results)
 
 
+def test_an_epoch_that_was_not_the_best_is_refused(
+    results: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "measure", lambda *_: {})
+    path = results / "train_all" / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    epoch = runs.read_metrics(results / "train_all")["epoch"]
+    lines[epoch - 1]["validation_loss"] = 9e9
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(runs.UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, but should be {epoch}"):
+        verified(results)
+
+
 def test_upstream_that_changed_and_folders_without_hashes_are_told(
     chain: Path, tmp_path: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
