@@ -217,7 +217,11 @@ class Ear(nn.Module):
 
     def hear(self, soundscapes: Tensor) -> Tensor:
         """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In stereo, `(B, 2, samples)`,
-        the mean of the ears is heard, as Google's front end takes the mean of the channels."""
+        the mean of the ears is heard, as Google's front end takes the mean of the channels.
+
+        Raises:
+            ValueError: if they have not as many samples as the encoding makes.
+        """
         if soundscapes.shape[-1] != self.encoding.samples:
             raise ValueError(
                 f"the soundscapes have {soundscapes.shape[-1]} samples, but this encoding's have {self.encoding.samples}."
