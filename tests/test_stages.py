@@ -525,6 +525,49 @@ def test_second_thoughts_change_no_weight_and_are_the_same_again_wherever_a_soun
         assert not any(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("stage", "changes", "expected"),
+    [
+        (0, {"epochs": 3, "late_epoch": 3, "learning_rate": 1e-3}, {"Adam": [[1e-3], [1e-3], [1e-4]]}),
+        (
+            1,
+            {"epochs": 3, "late_epoch": 2, "learning_rate": 1e-2, "judge_epochs": 3, "judge_learning_rate": 4e-3},
+            {
+                "SGD": [[1e-2], [1e-3], [1e-3]],
+                "AdamW": [[4e-3], [3e-3], [1e-3]],
+            },  # a cosine
+        ),
+        (
+            2,
+            {"epochs": 2, "learning_rate": 1e-3, "discriminator_learning_rate": 2e-4},
+            {"Adam": [[2e-4], [1e-3], [2e-4], [1e-3]]},  # the discriminator's step, then the generator's
+        ),
+        (
+            3,
+            {"epochs": 4, "joint_epochs": 2, "learning_rate": 1e-3, "joint_learning_rate": 4e-4, "generator_rate": 0.5},
+            {"Adam": [[1e-3, 5e-4], [1e-3, 5e-4], [4e-4, 2e-4], [2e-4, 1e-4]]},  # the audio network's, and the generator's
+        ),
+    ],
+    ids=["hear", "read", "remember", "imagine"],
+)
+def test_the_learning_rates_are_the_headers(
+    stage: int, changes: dict, expected: dict, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: dict[str, list[list[float]]] = {}
+    step = runs.step
+
+    def watched(loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
+        rates.setdefault(type(optimiser).__name__, []).append([group["lr"] for group in optimiser.param_groups])
+        step(loss, optimiser)
+
+    monkeypatch.setattr(runs, "step", watched)
+    module, settings = STAGES[stage]
+    module.main(config(module, {**settings, "images_per_epoch": 32, "batch": 32}, results, **changes))  # a step an epoch
+    assert rates.keys() == expected.keys()
+    for kind, used in rates.items():
+        assert np.array(used) == pytest.approx(np.array(expected[kind]))
+
+
 # -- they learn something ----------------------------------------------------------------------------------------------
 
 
