@@ -168,6 +168,30 @@ def test_stage_two_resumes_between_the_classifier_and_the_judge(
     assert_equal_weights(tmp_path / "judge" / "checkpoint.pt", chain / "judge" / "checkpoint.pt")
 
 
+def test_a_judge_that_was_stopped_goes_on_and_a_complete_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 2}, tmp_path)
+    end_epoch = runs.Run.end_epoch
+
+    def stopped(run: runs.Run, record: dict, *rest: object, **named: object) -> None:
+        if run.stage == "judge" and record["epoch"] == 2:
+            raise KeyboardInterrupt
+        end_epoch(run, record, *rest, **named)
+
+    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        mnist_classify_train.main(settings)
+    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
+    first = (tmp_path / "judge" / "log.jsonl").read_text()
+    mnist_classify_train.main(dataclasses.replace(settings, resume=True))
+    lines = (tmp_path / "judge" / "log.jsonl").read_text()
+    assert lines.startswith(first) and len(lines.splitlines()) == 2  # its seconds, too
+    mnist_classify_train.main(dataclasses.replace(settings, resume=True))
+    assert (tmp_path / "judge" / "log.jsonl").read_text() == lines
+    assert not (tmp_path / "judge.before").exists()
+
+
 def test_stage_two_resumes_where_the_judge_of_another_run_lies(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, results, seed=1)
     end_epoch = runs.Run.end_epoch
