@@ -121,7 +121,7 @@ class Config:
     # what is compared
     only: tuple[str, ...] = ()  # names in ENCODINGS, this script's header; empty: all
     seeds: tuple[int, ...] = (0, 1, 2)  # of stages one and three; with one, nothing can be concluded
-    objective: Literal["sound-consistent", "published"] = "sound-consistent"  # of stage three, OBJECTIVES; same schedule
+    objective: Literal["sound-consistent", "published"] = "sound-consistent"  # of stage three, on one schedule
 
     # what it costs, and the memory that all share
     quick: bool = False  # QUICK, above, not FULL

@@ -43,7 +43,7 @@ class Config:
 
     # the schedule
     epochs: int = 50  # published: 50
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the tenth that is held out. Published: all
     batch: int = 64  # published: 64
     learning_rate: float = 2e-4  # Adam, of the generator. Published: 2e-4
     discriminator_learning_rate: float = 2e-4  # Adam. Published: 2e-4; a fifth of the generator's spares many steps

@@ -34,7 +34,7 @@ class Config:
 
     # the classifier's schedule; the judge takes as many images an epoch, in batches as large
     epochs: int = 50  # published: 50
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the validation part. Published: all
     batch: int = 128  # published: 128
     learning_rate: float = 1e-3  # SGD with momentum 0.9. Published: 1e-3
     late_epoch: int = 31  # from this epoch on, a tenth of the learning rate. Published: 31

@@ -70,7 +70,7 @@ class Config:
     # the schedule: first the audio network alone, then the generator with it
     epochs: int = 4  # published: 4
     joint_epochs: int = 1  # the last of them train the generator too. Published: 1
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the validation part. Published: all
     augmentation: float = 0.0  # of what is heard, so that nothing is learned by heart; 0.5: half of 1. Published: 0.
     # At 1 each digit is turned by up to 10 degrees, shifted by up to 4 %, scaled by up to 10 %, anew each time
     batch: int = 128  # published: 128

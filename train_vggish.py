@@ -38,7 +38,7 @@ class Config:
 
     # the schedule
     epochs: int = 5  # published: 5
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: the whole training set, as published
+    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the validation part. Published: all
     batch: int = 128  # published: 128
     learning_rate: float = 1e-4  # Adam. Published: 1e-4
     late_epoch: int = 3  # from this epoch on, a tenth of the learning rate. Published: 3
