@@ -91,7 +91,7 @@ class Schedule:
     read: mnist_classify_train.Config = mnist_classify_train.Config()
     remember: emnist_dcgan.Config = emnist_dcgan.Config()
     imagine: train_all.Config = train_all.Config(batch=32, epochs=7, joint_epochs=6, joint_learning_rate=1e-3)
-    rate: evaluate.Config = evaluate.Config()
+    rate: evaluate.Config = evaluate.Config(judges_epochs=8, judges_batch=128)
     linear_images: int = 10_000  # from which the linear inverse is made; its memory grows with their square, here 2 GB
 
 
@@ -336,12 +336,16 @@ def refuse_other_sounds(cell: Cell) -> None:
     """
     folder = cell.folder.parent
     probe, path = Probe(Ear(cell.listening.encoding, cell.listening.frames, cell.listening.hop)), folder / "sounds.pt"
-    mend = f"delete {folder}, and run again, or give the encoding another name"
     if not path.exists():
+        if folder.exists():
+            print(f"{folder} was begun before its sounds were kept; whether the encoding's code was changed is not known")
         folder.mkdir(parents=True, exist_ok=True)
         runs.save(path, probe.state_dict())
-    elif not probe.alike(runs.load_file(path, mend).get("heard")):
-        raise runs.UserError(f"{cell.name} sounds otherwise than in {folder}: the code of its encoding was changed; {mend}.")
+    elif not probe.alike(runs.load_file(path, f"delete {path}, and run again").get("heard")):
+        raise runs.UserError(
+            f"{cell.name} sounds otherwise than in {folder}: the code of its encoding was changed; delete {folder}, and run "
+            "again, or give the encoding another name."
+        )
 
 
 def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
@@ -350,13 +354,18 @@ def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
     Raises:
         runs.UserError: if it was made by other settings than the schedule's.
     """
-    path, rating = evaluate.read_rating(cell.folder / "evaluation")
+    folder = cell.folder / "evaluation"
+    anew = f"delete {folder}, and run again: the cell is only rated anew"
+    try:
+        path, rating = evaluate.read_rating(folder)
+    except runs.UserError as error:
+        raise runs.UserError(f"{str(error).split(';')[0]}; {anew}.") from error
     then, now = {**runs.plain(evaluate.Config()), **rating["config"]}, runs.plain(schedule.rate)
     differing = sorted({key for key in now if then[key] != now[key]} - {*runs.PLACES, "judges", "output"})
     if differing:
         raise runs.UserError(
             f"{path} is another rating than the comparison's ({', '.join(differing)}), and cannot be held against the other "
-            f"cells'; delete {path.parent}, and run again: the cell is only rated anew."
+            f"cells'; {anew}."
         )
 
 

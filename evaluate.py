@@ -26,7 +26,7 @@ folder without hashes, of before they were kept. That the training was as record
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         "config": runs.plain(config),
         "judge_settings": runs.plain(judge_settings(config, rated.dataset)),
         "stages": stages,
+        "residual_judge": rated.judge,
         "sha256": {
             **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
             **runs.checkpoint_sha256(judges_folder(config), *judges.KEPT),
@@ -132,6 +133,7 @@ class Rated(NamedTuple):
     imagined: Tensor  # (N, 1, 64, 64) in [-1, 1]
     correlations: Tensor  # (N,), of each with what was heard
     read: dict[str, Tensor]  # (N,), what each judge, and the classifier, takes the digits for
+    judge: str  # the SHA-256 of the residual judge's weights
     numbers: dict[str, Any]  # as in metrics.json
 
 
@@ -165,12 +167,12 @@ def rate(config: Config, device: torch.device) -> Rated:
         "thought_again": think_again.count / len(heard) if think_again else 0.0,
         "realism": realism(panel["residual"], heard, imagined, untaught, generator, config.seed),
         "correlation": ratings.mean(correlations),
-        "ssim": ratings.mean(ratings.ssim(imagined, heard)),
+        "ssim": {**ratings.mean(ratings.ssim(imagined, heard)), "white": 1.0},  # older ratings took black for -1
         "retrieval": ratings.retrieval(imagined, heard, digits.labels),
         "diversity": ratings.diversity(imagined, heard, digits.labels),
         "sound_distance": distance,  # absolute, whatever the run's objective, so that runs can be compared
     }
-    return Rated(dataset, ear, digits, imagined, correlations, read, numbers)
+    return Rated(dataset, ear, digits, imagined, correlations, read, runs.weights_sha256(panel["residual"]), numbers)
 
 
 def write_rating(output: Path, record: dict[str, Any], rated: Rated, log: list[dict[str, float]]) -> None:
@@ -386,7 +388,8 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         path, metrics = read_rating(folder)
         name = f"{metrics['config']['name']}/checkpoint.pt"
         rated = path.parent.parent / name
-        if rated.is_file() and runs.file_sha256(rated) != metrics["sha256"].get(name):
+        here = metrics["config"].get("output") is None and rated.is_file()
+        if here and runs.file_sha256(rated) != metrics["sha256"].get(name):
             raise runs.UserError(f"{path} is of another run than {rated.parent} holds now; run evaluate.py on it again.")
         groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append((path, metrics))
     differing = differing_settings([json.loads(key) for key in groups])
@@ -407,9 +410,9 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
                 "shared": [stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)],
                 "digits": members[0][1]["classifier"]["images"],
                 "searched": members[0][1]["retrieval"]["overall"]["images"],
-                "residual_judges": sorted({str(metrics["sha256"]["judge/checkpoint.pt"]) for _, metrics in members}),
+                "residual_judges": sorted({str(metrics["residual_judge"]) for _, metrics in members}),
                 **{  # of stage three
-                    what: sorted({str(metrics["stages"]["train_all"].get(what)) for _, metrics in members})
+                    what: sorted({str(metrics["stages"]["train_all"][what]) for _, metrics in members})
                     for what in ("machine", "revision")
                 },
                 "columns": {name: spread([get(metrics) for _, metrics in members]) for name, (_, get) in COLUMNS.items()},
@@ -438,7 +441,9 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         if metrics["stage"] != "evaluate":
             raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")
-        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"], metrics["sha256"]["judge/checkpoint.pt"]
+        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"], dict(metrics["sha256"])
+        metrics["ssim"]["white"], metrics["residual_judge"]  # which older ones lack
+        metrics["stages"]["train_all"]["machine"], metrics["stages"]["train_all"]["revision"]
         [float(get(metrics)) for _, get in COLUMNS.values()]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise runs.UserError(
@@ -528,9 +533,9 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 
 # -- is a results folder what it claims to be? -------------------------------------------------------------------------
 
-# Of a number that is measured again: absolute of a fraction, relative of a larger one. On the machine that trained, it is
-# the same; another rounds sums otherwise, and may take bfloat16 for float32.
-TOLERANCE = 0.005
+# Of a number that is measured again: absolute of a fraction, relative of a larger one; where digits are few, as much as ten
+# of them make. On the machine that trained it is the same; another rounds otherwise, and may take bfloat16 for float32.
+TOLERANCE, DIGITS = 0.005, 10
 RATED_WITH = ("name", "part", "second_thoughts", "judges_epochs", "judges_batch", "kernel_centres", "seed")
 
 
@@ -549,16 +554,16 @@ def verify(config: Config) -> dict[str, Any]:
             unhashed.append(name)
         with runs.whole(folder / "metrics.json", f"run {stage}.py"):
             verify_files(config, folder, stage, metrics)
-            measured[stage] = {
-                number: verify_number(folder, number, metrics[number], again)
-                for number, again in measure(config, stage, checkpoint, device).items()
-            }
+            numbers, count = measure(config, stage, checkpoint, device)
+            for number, again in numbers.items():
+                verify_number(folder, number, metrics[number], again, count)
+            measured[stage] = numbers
         same = all(metrics[number] == again for number, again in measured[stage].items())
         numbers = ", ".join(f"{number} {metrics[number]:.4f}" for number in measured[stage])
         hashed = "made before hashes were kept" if name in unhashed else "hashes agree"
         print(
             f"{folder}: seed {metrics['seed']}, epoch {metrics['epoch']}, revision {metrics['revision']}; {hashed}; "
-            f"{numbers}: measured again, {'the same' if same else f'within {TOLERANCE}'}",
+            f"{numbers}: measured again, {'the same' if same else 'the same but for rounding'}",
             flush=True,
         )
     rating = output_of(config)
@@ -568,6 +573,8 @@ def verify(config: Config) -> dict[str, Any]:
             unhashed.append(rating.name)
         else:
             measured["evaluate"] = again
+    else:
+        print(f"{rating}: no rating is there")
     if unhashed:
         raise runs.UserError(
             f"{config.results} cannot be verified, for want of hashes, which were not always kept: {', '.join(unhashed)}; "
@@ -578,7 +585,8 @@ def verify(config: Config) -> dict[str, Any]:
 
 
 def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[str, float] | None:
-    """The numbers of a rating, measured again by the judges and on the digits that it names; None if it names none."""
+    """The numbers of a rating, measured again by the judges and on the digits that it names; None if it names none. Of
+    these COLUMNS are returned; all are compared."""
     path, metrics = read_rating(folder)
     kept = [f"{name}/checkpoint.pt" for name in judges.KEPT]
     if not {*kept, f"data/{config.part}"} <= metrics["sha256"].keys():
@@ -586,6 +594,11 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
     with runs.whole(path, "run evaluate.py"):
         said = {name: metrics["config"][name] for name in RATED_WITH}
         refuse_unlike(path, "what is rated", [said.pop(n) for n in ("name", "part")], [config.name, config.part])
+        if config.second_thoughts:
+            refuse_unlike(path, "--second-thoughts", said["second_thoughts"], config.second_thoughts)
+        for stage, entry in load_stages(config).items():
+            for name, value in entry.items():
+                refuse_unlike(path, f"{name} of {stage}", metrics["stages"][stage][name], value)
         config = replace(config, **said)
         runs.refuse_impossible(config)
         settings = runs.plain(judge_settings(config, metrics["dataset"]))
@@ -606,14 +619,31 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
     }
     for name, digest in here.items():
         refuse_unlike(path, f"SHA-256 of {name}", metrics["sha256"].get(name), digest)
-    numbers = rate(config, device).numbers
-    again = {name: verify_number(folder, name, get(metrics), get(numbers)) for name, (_, get) in COLUMNS.items()}
-    same = all(get(metrics) == again[name] for name, (_, get) in COLUMNS.items())
+    rated = rate(config, device)
+    refuse_unlike(path, "the residual judge", metrics["residual_judge"], rated.judge)
+    again = dict(leaves(rated.numbers))
+    reported = dict(leaves({name: metrics.get(name) for name in rated.numbers}))
+    refuse_unlike(path, "what is told", sorted(reported.keys() - again.keys()), sorted(again.keys() - reported.keys()))
+    with runs.whole(path, "run evaluate.py"):
+        for name, value in again.items():
+            if isinstance(value, str):
+                refuse_unlike(path, name, reported[name], value)
+            else:
+                verify_number(folder, name, reported[name], value, len(rated.digits.labels))
     print(
-        f"{folder}: hashes agree; judges_mean {again['judges_mean']:.4f} and {len(again) - 1} more numbers: measured again, "
-        f"{'the same' if same else f'within {TOLERANCE}'}"
+        f"{folder}: hashes agree; judges_mean {rated.numbers['judges_mean']['accuracy']:.4f} and {len(again) - 1} more "
+        f"numbers: measured again, {'the same' if again == reported else 'the same but for rounding'}"
     )
-    return again
+    return {name: get(rated.numbers) for name, (_, get) in COLUMNS.items()}
+
+
+def leaves(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in dicts and lists, by their places: `judges.kernel.accuracy`."""
+    if not isinstance(record, dict | list):
+        yield name, record
+        return
+    for key, value in record.items() if isinstance(record, dict) else enumerate(record):
+        yield from leaves(value, f"{name}.{key}" if name else f"{key}")
 
 
 def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -668,39 +698,44 @@ def digits_of(config: Config, stage: str, settings: dict[str, Any], part: str) -
     return data.load_remembered(settings["dataset"], part, config.data_root, "cpu", *which)
 
 
-def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """The numbers that the stage reports, measured again by its own means."""
+def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torch.device) -> tuple[dict[str, float], int]:
+    """The numbers that the stage reports, measured again by its own means, and of how many digits they are."""
     layout, settings = {"device": device, "memory_format": torch.channels_last}, checkpoint["config"]
     dataset = settings["dataset"]
     part = "validation" if stage == "emnist_dcgan" else "test"
     digits = data.Digits(*(tensor.to(device) for tensor in digits_of(config, stage, settings, part)))
     if stage == "train_vggish":
         ear, network, _ = train_all.load_ear(train_all.Config(results=config.results), device)
-        return {"test_accuracy": train_vggish.accuracy(ear, network, digits, device)}
+        return {"test_accuracy": train_vggish.accuracy(ear, network, digits, device)}, len(digits.labels)
     judge = mnist_classify_train.load_judge(config.results, None, device)
     if stage == "judge":
-        return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}
+        return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}, len(digits.labels)
     if stage == "mnist_classify_train":
         classifier = LeNet()
         path = config.results / stage / "checkpoint.pt"
         runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
-        return {"test_accuracy": mnist_classify_train.accuracy(classifier.to(**layout), digits)}
+        return {"test_accuracy": mnist_classify_train.accuracy(classifier.to(**layout), digits)}, len(digits.labels)
     generator, classifier = train_all.load_memory(config, dataset if stage == "train_all" else None, device)
     if stage == "emnist_dcgan":
         samples = emnist_dcgan.draw(generator, emnist_dcgan.noise(len(digits.labels), checkpoint["seed"], device))
         features = (ratings.judge_features(judge, images) for images in (samples, data.as_seen(digits.images)))
-        return {"frechet_distance": ratings.frechet_distance(*features)}
+        return {"frechet_distance": ratings.frechet_distance(*features)}, len(digits.labels)
     ear, network, generator, _ = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
     kind = settings.get("distance", "absolute")  # older checkpoints have none
     imagined, distance = train_all.imagine(ear, network.to(**layout), generator.to(**layout), digits, kind)
     rating = train_all.rate(classifier, judge, digits, imagined)
-    return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
+    return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}, len(digits.labels)
 
 
-def verify_number(folder: Path, name: str, reported: float, again: float) -> float:
-    if not abs(again - reported) <= TOLERANCE * max(1.0, abs(reported)):
+def verify_number(folder: Path, name: str, reported: float, again: float, digits: int) -> None:
+    """Refuse a number that is another now, measured on as many digits."""
+    allowed = max(TOLERANCE, DIGITS / digits) * max(1.0, abs(again))
+    if "per_digit" in name or "worst" in name:  # of a tenth of the digits
+        allowed = 10 * allowed
+    if isinstance(again, int):
+        allowed = DIGITS
+    if not abs(again - reported) <= allowed:
         raise runs.UserError(f"{folder}/metrics.json says {name} {reported:.4f}, but measured again it is {again:.4f}.")
-    return again
 
 
 def refuse_unlike(path: Path, what: str, one: Any, other: Any) -> None:

@@ -421,7 +421,8 @@ class Run:
         path, last = self.folder / "last.pt", self._last
         with whole(path, LEAVE_OUT):
             for name, network in self.networks.items():
-                load_weights(network, last["networks"][name], path)
+                if name != "probe" or name in last["networks"]:  # older ones have none
+                    load_weights(network, last["networks"][name], path)
             for name, part in self._state.items():
                 part.load_state_dict(last["state"][name])
                 if isinstance(part, torch.optim.Optimizer) and not _fits(part):
@@ -491,7 +492,8 @@ class Run:
         checkpoint = load_checkpoint(path, self.stage, "start again")
         with whole(path, "start again"):
             for name, network in self.networks.items():
-                load_weights(network, checkpoint["networks"][name], path)
+                if name != "probe" or name in checkpoint["networks"]:
+                    load_weights(network, checkpoint["networks"][name], path)
         return checkpoint["epoch"]
 
     def finish(self, metrics: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
@@ -655,6 +657,15 @@ def read_json(path: Path, mend: str, lines: bool = False) -> Any:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """The SHA-256 of a network's weights, wherever it was trained and is kept."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def checkpoint_sha256(results: Path, *names: str) -> dict[str, str]:

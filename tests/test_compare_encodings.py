@@ -236,6 +236,12 @@ def test_a_rating_by_other_judges_is_not_taken_for_the_cells_own(
     assert f"{path} is another rating than the comparison's (judges_epochs, part)" in said
     assert f"delete {path.parent}, and run again" in said
     assert ran == [] and (results / "encodings" / "comparison.csv").read_bytes() == before
+    older = json.loads(json.dumps(record))
+    del older["ssim"]["white"]
+    path.write_text(json.dumps(older))
+    assert compare(monkeypatch, results) == 2
+    said = capsys.readouterr().err
+    assert "is no rating of this version (KeyError('white'))" in said and f"delete {path.parent}, and run again" in said
     shutil.rmtree(path.parent)
     assert compare(monkeypatch, results) == 0
     assert ran == ["evaluate of line"]
@@ -257,7 +263,10 @@ def test_an_encoding_whose_code_was_changed_is_not_taken_for_the_old_one(
         assert ran == []
         (folder / "sounds.pt").write_bytes(b"x")
         assert compare(changed, results) == 2
-        assert "sounds.pt" in capsys.readouterr().err
+        assert f"delete {folder}/sounds.pt, and run again" in capsys.readouterr().err
+        (folder / "sounds.pt").unlink()
+        assert compare(changed, results) == 0  # as a folder of before they were kept
+        assert f"{folder} was begun before its sounds were kept; whether" in capsys.readouterr().out
         shutil.rmtree(folder)
         assert compare(changed, results) == 0
         assert ran == ["linear of line", "train_vggish of line", "train_all of line", "evaluate of line"]
@@ -351,6 +360,11 @@ def test_a_schedule_that_nothing_can_be_computed_with_is_refused(monkeypatch: py
     monkeypatch.setattr(compare_encodings, "QUICK", impossible)
     with pytest.raises(runs.UserError, match="--batch is 0; give at least 2"):
         compare_encodings.scheduled(compare_encodings.Config(quick=True))
+
+
+def test_the_judges_of_the_full_schedule_are_in_numbers_by_which_its_cells_are_found_again() -> None:
+    rated = compare_encodings.computed(compare_encodings.FULL.rate)
+    assert (rated["judges_epochs"], rated["judges_batch"]) == (8, 128)
 
 
 @pytest.mark.parametrize(

@@ -333,15 +333,16 @@ def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch,
 def test_a_rating_is_verified_by_rating_again(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "measure", lambda *_: {})  # of the stages; test_safety.py has them
+    monkeypatch.setattr(evaluate, "measure", lambda *_: ({}, 1))  # of the stages; test_safety.py has them
 
     def verified(results: Path, **settings: object) -> dict:
         return evaluate.main(evaluate.Config(results=results, device="cpu", data_root=Path(), verify=True, **settings))
 
     numbers = verified(rated)["evaluate"]
     said = capsys.readouterr().out
-    assert f"{rated}/evaluation: hashes agree; judges_mean {numbers['judges_mean']:.4f} and 14 more numbers" in said
-    assert "14 more numbers: measured again, the same" in said and said.endswith("is what it claims to be.\n")
+    assert f"{rated}/evaluation: hashes agree; judges_mean {numbers['judges_mean']:.4f} and " in said
+    assert re.search(r"and \d{3,} more numbers: measured again, the same\n", said)
+    assert said.endswith("is what it claims to be.\n")
     assert numbers == {
         name: get(json.loads((rated / "evaluation" / "metrics.json").read_text()))
         for name, (_, get) in evaluate.COLUMNS.items()
@@ -356,8 +357,15 @@ def test_a_rating_is_verified_by_rating_again(
     def swindles(record: dict) -> dict[str, tuple[dict, object]]:
         hashed, realism = record["sha256"], record["realism"]["imagined"]
         return {
-            "says frechet_distance 0.0100, but measured again it is": (realism, {"frechet_distance": 0.01}),
-            "says kernel 0.9900, but": (record["judges"]["kernel"], {"accuracy": 0.99}),
+            "says realism.imagined.frechet_distance -5.0000, but measured": (realism, {"frechet_distance": -5.0}),
+            "says judges.kernel.accuracy 0.9900, but": (record["judges"]["kernel"], {"accuracy": 0.99}),
+            "says judges.kernel.real.accuracy 0.1000, but": (record["judges"]["kernel"]["real"], {"accuracy": 0.1}),
+            "says thought_again 0.5000, but": (record, {"thought_again": 0.5}),
+            "no whole checkpoint": (record, {"thought_again": "no number"}),
+            r"what is told is \['diversity.more'\], but should be \[\]": (record["diversity"], {"more": 1}),
+            "seed of train_all is 5, but should be 0": (record["stages"]["train_all"], {"seed": 5}),
+            "config of train_all is": (record["stages"]["train_all"], {"config": {}}),
+            "the residual judge is x, but should be": (record, {"residual_judge": "x"}),
             "SHA-256 of kernel/checkpoint.pt is x": (hashed, {"kernel/checkpoint.pt": "x"}),
             "SHA-256 of judge/checkpoint.pt is x": (hashed, {"judge/checkpoint.pt": "x"}),
             "SHA-256 of data/test is x, but should": (hashed, {"data/test": "x"}),
@@ -380,6 +388,12 @@ def test_a_rating_is_verified_by_rating_again(
     path.write_text(json.dumps(forged))
     with pytest.raises(runs.UserError, match="transformer/checkpoint.pt is not what .*: epochs is 1, but should be 2"):
         verified(results, judges=tmp_path / "judges")
+    path.write_text(honest)
+    with pytest.raises(runs.UserError, match="--second-thoughts is 0, but should be 9"):
+        shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")
+        verified(results, judges=tmp_path / "judges", second_thoughts=9)
+    verified(results, part="validation")
+    assert f"{results}/evaluation_validation: no rating is there" in capsys.readouterr().out
     older = json.loads(honest)
     del older["sha256"]["data/test"]
     path.write_text(json.dumps(older))
@@ -398,7 +412,7 @@ def rating(metrics: dict, folder: Path, seed: int, accuracy: float, **settings: 
         entry["config"] = {**entry["config"], "seed": seed, "results": f"place{seed}"}
     other["stages"]["train_all"]["config"].update(settings)
     other["classifier"]["accuracy"] = accuracy
-    other["sha256"]["judge/checkpoint.pt"] = f"of seed {seed}"
+    other["residual_judge"] = f"of seed {seed}"
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text(json.dumps(other))
     return folder
@@ -483,6 +497,10 @@ def test_the_rating_of_a_run_that_is_there_no_more_is_refused(rated: Path, tmp_p
     torch.save({**torch.load(path, weights_only=True), "epoch": 7}, path)
     with pytest.raises(runs.UserError, match="is of another run than .*train_all holds now; run evaluate.py on it again"):
         evaluate.compare((results,), tmp_path / "out")
+    record = json.loads((results / "evaluation" / "metrics.json").read_text())
+    record["config"]["output"] = str(results / "evaluation")  # of a run elsewhere, put here
+    (results / "evaluation" / "metrics.json").write_text(json.dumps(record))
+    evaluate.compare((results,), tmp_path / "out")
 
 
 def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Path) -> None:
@@ -541,7 +559,11 @@ def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, cha
     (tmp_path / "damaged" / "metrics.json").write_text("{")
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "metrics.json").write_text('{"stage": "evaluate", "judges": {}}')
+    (tmp_path / "other_ssim").mkdir()
+    del metrics["ssim"]["white"]
+    (tmp_path / "other_ssim" / "metrics.json").write_text(json.dumps(metrics))
     for folders, said in (
+        ((tmp_path / "other_ssim",), r"other_ssim/metrics.json is no rating of this version \(KeyError\('white'\)\)"),
         ((one, same), "one/metrics.json and .*same/metrics.json rate the same settings and seeds; give each run once"),
         ((one, tmp_path), "holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py"),
         ((tmp_path / "damaged",), "damaged/metrics.json is missing or damaged; run evaluate.py"),

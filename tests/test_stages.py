@@ -210,6 +210,29 @@ def test_stage_two_resumes_where_the_judge_of_another_run_lies(results: Path, mo
     assert runs.read_metrics(results / "judge.before")["seed"] == 1000
 
 
+def test_a_run_of_before_the_sounds_were_kept_goes_on(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_epoch = runs.Run.end_epoch
+
+    def stopped(run: runs.Run, record: dict, *rest: object, **named: object) -> None:
+        end_epoch(run, record, *rest, **named)
+        if record["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    for module, settings in (STAGES[0], STAGES[3]):
+        header = config(module, settings, results, seed=3)
+        with monkeypatch.context() as patched:
+            patched.setattr(runs.Run, "end_epoch", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                module.main(header)
+        for name in ("last.pt", "checkpoint.pt"):
+            path = results / module.__name__ / name
+            checkpoint = torch.load(path, weights_only=True)
+            del checkpoint["networks"]["probe"]
+            torch.save(checkpoint, path)
+        module.main(dataclasses.replace(header, resume=True))
+        assert runs.read_metrics(results / module.__name__)["seed"] == 3
+
+
 def test_another_seed_gives_other_weights(results: Path) -> None:
     train_vggish.main(config(*STAGES[0], results, epochs=1))
     train_vggish.main(config(*STAGES[0], results, epochs=1, seed=1))
