@@ -558,12 +558,12 @@ def verify(config: Config) -> dict[str, Any]:
             for number, again in numbers.items():
                 verify_number(folder, number, metrics[number], again, count)
             measured[stage] = numbers
-        same = all(metrics[number] == again for number, again in measured[stage].items())
-        numbers = ", ".join(f"{number} {metrics[number]:.4f}" for number in measured[stage])
+        same = all(metrics[number] == again for number, again in numbers.items())
+        shown = ", ".join(f"{number} {metrics[number]:.4f}" for number in numbers)
         hashed = "made before hashes were kept" if name in unhashed else "hashes agree"
         print(
             f"{folder}: seed {metrics['seed']}, epoch {metrics['epoch']}, revision {metrics['revision']}; {hashed}; "
-            f"{numbers}: measured again, {'the same' if same else 'the same but for rounding'}",
+            f"{shown}: measured again, {'the same' if same else 'the same but for rounding'}",
             flush=True,
         )
     rating = output_of(config)
