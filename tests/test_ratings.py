@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from scipy import stats
 
 import ratings
 from models.judge import Judge
@@ -212,3 +213,11 @@ def test_diversity_at_its_ends(digits: tuple) -> None:
     collapsed = torch.where((labels == 2)[:, None, None, None], prototypes(images, labels), images)
     per_digit = ratings.diversity(collapsed, images, labels)["per_digit"]
     assert [entry["diversity"] for entry in per_digit] == pytest.approx([1, 1, 0])
+
+
+def test_the_interval_of_a_mean_is_the_normal_approximations() -> None:
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    said = ratings.mean(values)
+    assert said["mean"] == pytest.approx(values.mean().item())
+    low, high = stats.norm.interval(0.95, values.mean().item(), stats.sem(values.double().numpy()))
+    assert said["interval"] == pytest.approx([low, high])
