@@ -356,10 +356,7 @@ def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
     """
     folder = cell.folder / "evaluation"
     anew = f"delete {folder}, and run again: the cell is only rated anew"
-    try:
-        path, rating = evaluate.read_rating(folder)
-    except runs.UserError as error:
-        raise runs.UserError(f"{str(error).split(';')[0]}; {anew}.") from error
+    path, rating = evaluate.read_rating(folder, anew)
     then, now = {**runs.plain(evaluate.Config()), **rating["config"]}, runs.plain(schedule.rate)
     differing = sorted({key for key in now if then[key] != now[key]} - {*runs.PLACES, "judges", "output"})
     if differing:

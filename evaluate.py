@@ -430,14 +430,14 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
     return record
 
 
-def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
+def read_rating(folder: Path, mend: str = "run evaluate.py on its run again") -> tuple[Path, dict[str, Any]]:
     """The metrics.json of a rating, and where it was: in `folder`, or in `evaluation/` of the results folder `folder`."""
     path = folder / "metrics.json" if (folder / "metrics.json").exists() else folder / "evaluation" / "metrics.json"
     if not path.is_file():
         raise runs.UserError(
             f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py on its run first."
         )
-    metrics = runs.read_json(path, "run evaluate.py on its run again")
+    metrics = runs.read_json(path, mend)
     try:
         if metrics["stage"] != "evaluate":
             raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")
@@ -446,9 +446,7 @@ def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
         metrics["stages"]["train_all"]["machine"], metrics["stages"]["train_all"]["revision"]
         [float(get(metrics)) for _, get in COLUMNS.values()]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise runs.UserError(
-            f"{path} is no rating of this version ({error!r}); run evaluate.py on its run again."
-        ) from error
+        raise runs.UserError(f"{path} is no rating of this version ({error!r}); {mend}.") from error
     return path, metrics
 
 
@@ -601,17 +599,17 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
                 refuse_unlike(path, f"{name} of {stage}", metrics["stages"][stage][name], value)
         config = replace(config, **said)
         runs.refuse_impossible(config)
-        settings = runs.plain(judge_settings(config, metrics["dataset"]))
-        for key in runs.changed_settings(metrics["judge_settings"], settings):
-            refuse_unlike(path, f"{key} of the judges", metrics["judge_settings"].get(key), settings.get(key))
+        settings = judge_settings(config, metrics["dataset"])
+        now = runs.plain(settings)
+        for key in runs.changed_settings(metrics["judge_settings"], now):
+            refuse_unlike(path, f"{key} of the judges", metrics["judge_settings"].get(key), now.get(key))
     for name in judges.KEPT:
         kept_at = judges_folder(config) / name
         if not runs.complete(kept_at):
             raise runs.UserError(f"{kept_at} is not there, by which {path} rates; name the folder that has it by --judges.")
         made_with = runs.load_checkpoint(kept_at / "checkpoint.pt", name)["config"]
-        # With others it would be trained again.
-        for key in judges.changed_settings(name, made_with, judge_settings(config, metrics["dataset"])):
-            refuse_unlike(kept_at / "checkpoint.pt", key, made_with.get(key), settings.get(key))
+        for key in judges.changed_settings(name, made_with, settings):  # by which it would be trained again
+            refuse_unlike(kept_at / "checkpoint.pt", key, made_with.get(key), now.get(key))
     here = {
         **runs.checkpoint_sha256(config.results, *rated_folders(config).values()),
         **runs.checkpoint_sha256(judges_folder(config), *judges.KEPT),

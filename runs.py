@@ -420,9 +420,7 @@ class Run:
             return 1
         path, last = self.folder / "last.pt", self._last
         with whole(path, LEAVE_OUT):
-            for name, network in self.networks.items():
-                if name != "probe" or name in last["networks"]:  # older ones have none
-                    load_weights(network, last["networks"][name], path)
+            self._load_networks(last, path)
             for name, part in self._state.items():
                 part.load_state_dict(last["state"][name])
                 if isinstance(part, torch.optim.Optimizer) and not _fits(part):
@@ -491,10 +489,13 @@ class Run:
         path = self.folder / "checkpoint.pt"
         checkpoint = load_checkpoint(path, self.stage, "start again")
         with whole(path, "start again"):
-            for name, network in self.networks.items():
-                if name != "probe" or name in checkpoint["networks"]:
-                    load_weights(network, checkpoint["networks"][name], path)
+            self._load_networks(checkpoint, path)
         return checkpoint["epoch"]
+
+    def _load_networks(self, checkpoint: dict[str, Any], path: Path) -> None:
+        for name, network in self.networks.items():
+            if name in checkpoint["networks"] or name != "probe":  # which older checkpoints lack
+                load_weights(network, checkpoint["networks"][name], path)
 
     def finish(self, metrics: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
         """Write the numbers at the end, into the checkpoint too; with the hashes of what was used since the beginning."""

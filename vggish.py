@@ -261,6 +261,16 @@ class Probe(nn.Module):
             )
 
 
+def refuse_other_sounds(ear: Ear, checkpoint: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose network learned other sounds than `ear` makes now; older ones do not tell.
+
+    Raises:
+        runs.UserError: if it did, or what it tells is damaged.
+    """
+    if "probe" in checkpoint["networks"]:
+        runs.load_weights(Probe(ear), checkpoint["networks"]["probe"], path)
+
+
 class Heard:
     """What the network hears of `images`, by index: `heard[index]` is `(B, 1, frames, 64)` float32, without gradient.
 
@@ -305,8 +315,7 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
         frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
         network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
         ear = Ear(encoding, frames, hop).to(device)
-        if "probe" in checkpoint["networks"]:  # older checkpoints have none
-            runs.load_weights(Probe(ear), checkpoint["networks"]["probe"], path)
+        refuse_other_sounds(ear, checkpoint, path)
     return ear, network.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -147,42 +149,37 @@ def test_the_encoding_the_frames_and_the_hop_travel_in_the_checkpoint(results: P
 # -- the same again ----------------------------------------------------------------------------------------------------
 
 
-def test_stage_two_resumes_between_the_classifier_and_the_judge(
-    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, tmp_path)
+@contextmanager
+def stopped(at: Callable[[runs.Run, int], bool], behind: bool = False) -> Iterator[None]:
+    """Ctrl-C at the end of the first epoch of which `at` says so: before it is recorded, or `behind` that."""
     end_epoch = runs.Run.end_epoch
 
-    def stopped(run: runs.Run, *rest: object, **named: object) -> None:
-        if run.stage == "judge":
+    def stopping(run: runs.Run, record: dict, best: bool) -> None:
+        here = at(run, record["epoch"])
+        if behind or not here:
+            end_epoch(run, record, best)
+        if here:
             raise KeyboardInterrupt
-        end_epoch(run, *rest, **named)
 
-    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(runs.Run, "end_epoch", stopping)
+        yield
+
+
+def test_stage_two_resumes_between_the_classifier_and_the_judge(chain: Path, tmp_path: Path) -> None:
+    settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, tmp_path)
+    with stopped(lambda run, epoch: run.stage == "judge"):
         mnist_classify_train.main(settings)
-    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
     before = (tmp_path / "mnist_classify_train" / "metrics.json").read_text()
     mnist_classify_train.main(dataclasses.replace(settings, resume=True))
     assert (tmp_path / "mnist_classify_train" / "metrics.json").read_text() == before  # not trained again
     assert_equal_weights(tmp_path / "judge" / "checkpoint.pt", chain / "judge" / "checkpoint.pt")
 
 
-def test_a_judge_that_was_stopped_goes_on_and_a_complete_one_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_judge_that_was_stopped_goes_on_and_a_complete_one_is_left_alone(tmp_path: Path) -> None:
     settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 2}, tmp_path)
-    end_epoch = runs.Run.end_epoch
-
-    def stopped(run: runs.Run, record: dict, *rest: object, **named: object) -> None:
-        if run.stage == "judge" and record["epoch"] == 2:
-            raise KeyboardInterrupt
-        end_epoch(run, record, *rest, **named)
-
-    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(lambda run, epoch: run.stage == "judge" and epoch == 2):
         mnist_classify_train.main(settings)
-    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
     first = (tmp_path / "judge" / "log.jsonl").read_text()
     mnist_classify_train.main(dataclasses.replace(settings, resume=True))
     lines = (tmp_path / "judge" / "log.jsonl").read_text()
@@ -192,38 +189,21 @@ def test_a_judge_that_was_stopped_goes_on_and_a_complete_one_is_left_alone(
     assert not (tmp_path / "judge.before").exists()
 
 
-def test_stage_two_resumes_where_the_judge_of_another_run_lies(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_two_resumes_where_the_judge_of_another_run_lies(results: Path) -> None:
     settings = config(mnist_classify_train, {"dataset": "handwritten", "epochs": 1, "judge_epochs": 1}, results, seed=1)
-    end_epoch = runs.Run.end_epoch
-
-    def stopped(run: runs.Run, *rest: object, **named: object) -> None:
-        end_epoch(run, *rest, **named)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runs.Run, "end_epoch", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped(lambda run, epoch: True, behind=True):
         mnist_classify_train.main(settings)
     assert runs.read_metrics(results / "judge")["seed"] == 1000
-    monkeypatch.setattr(runs.Run, "end_epoch", end_epoch)
     mnist_classify_train.main(dataclasses.replace(settings, resume=True))
     assert [runs.read_metrics(results / name)["seed"] for name in ("mnist_classify_train", "judge")] == [1, 1001]
     assert runs.read_metrics(results / "judge.before")["seed"] == 1000
 
 
-def test_a_run_of_before_the_sounds_were_kept_goes_on(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    end_epoch = runs.Run.end_epoch
-
-    def stopped(run: runs.Run, record: dict, *rest: object, **named: object) -> None:
-        end_epoch(run, record, *rest, **named)
-        if record["epoch"] == 1:
-            raise KeyboardInterrupt
-
+def test_a_run_of_before_the_sounds_were_kept_goes_on(results: Path) -> None:
     for module, settings in (STAGES[0], STAGES[3]):
         header = config(module, settings, results, seed=3)
-        with monkeypatch.context() as patched:
-            patched.setattr(runs.Run, "end_epoch", stopped)
-            with pytest.raises(KeyboardInterrupt):
-                module.main(header)
+        with stopped(lambda run, epoch: epoch == 1, behind=True):
+            module.main(header)
         for name in ("last.pt", "checkpoint.pt"):
             path = results / module.__name__ / name
             checkpoint = torch.load(path, weights_only=True)
@@ -579,10 +559,7 @@ def test_second_thoughts_change_no_weight_and_are_the_same_again_wherever_a_soun
         (
             1,
             {"epochs": 3, "late_epoch": 2, "learning_rate": 1e-2, "judge_epochs": 3, "judge_learning_rate": 4e-3},
-            {
-                "SGD": [[1e-2], [1e-3], [1e-3]],
-                "AdamW": [[4e-3], [3e-3], [1e-3]],
-            },  # a cosine
+            {"SGD": [[1e-2], [1e-3], [1e-3]], "AdamW": [[4e-3], [3e-3], [1e-3]]},  # the judge's along a cosine
         ),
         (
             2,
