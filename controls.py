@@ -55,14 +55,14 @@ class Model:
         path = config.results / config.name / "checkpoint.pt"
         self.ear, self.network, self.generator, self.dataset = train_all.load_model(path, device)
         # It thinks with the ear that it has, whatever makes the sounds.
-        self.think_again = train_all.load_second_thoughts(config, self.ear, self.generator, self.dataset, device)
+        thoughts = (config.results, config.second_thoughts)
+        self.think_again = train_all.load_second_thoughts(*thoughts, self.ear, self.generator, self.dataset, device)
 
     def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
         """Images as the ear takes them, `(N, H, W)` uint8 -> imagined ones, `(N, 1, 64, 64)` in [-1, 1], and their mean
         sound distance to what was heard; `encoding` makes the sounds instead of the learned one."""
         ear = self.ear if encoding is None else Ear(encoding, self.ear.frames, self.ear.hop).to(images.device)
-        digits = data.Digits(images, images[:, 0, 0])
-        return train_all.imagine(ear, self.network, self.generator, digits, think_again=self.think_again)
+        return train_all.imagine(ear, self.network, self.generator, images, think_again=self.think_again)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def permuted_sounds(model: Model, judge: Judge, test: data.Digits, imagined: Ten
     """
     order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(seed)).to(test.labels.device)
     by_sound, _ = model.imagine(test.images[order])
-    read = evaluate.predict(judge, by_sound)
+    read = ratings.predict(judge, by_sound)
     foreign = test.labels[order] != test.labels  # where the two say different things
     return {
         "digit_of_the_sound": (read == test.labels[order])[foreign].double().mean().item(),
@@ -212,7 +212,7 @@ def twins(
     shown = torch.cat([order[test.labels[order] == digit][:1] for digit in range(10)])
     rows = [heard[shown], data.as_seen(memory[where[shown]]), imagined[shown]]
     figures.save_rows(picture, ["heard", "in the memory", "imagined"], rows)
-    right = (evaluate.predict(judge, imagined) == test.labels).double()
+    right = (ratings.predict(judge, imagined) == test.labels).double()
     correlations = ratings.correlation(imagined, heard)
 
     def fare(group: Tensor) -> dict[str, Any]:
@@ -301,11 +301,10 @@ def never_heard(
         images = images.to(device)
         imagined, distance = model.imagine(images)
         heard = data.as_seen(images)
-        same = ratings.similarity(imagined, heard)
         rated[kind] = {
             "images": len(images),
             "correlation": ratings.correlation(imagined, heard).mean().item(),
-            "retrieval": (same.argmax(1) == torch.arange(len(same), device=device)).double().mean().item(),
+            "retrieval": ratings.retrieval(imagined, heard, torch.arange(len(images), device=device))["overall"]["accuracy"],
             "sound_distance": distance,
         }
         rows += [heard[:10], imagined[:10]]

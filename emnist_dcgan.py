@@ -26,8 +26,8 @@ import runs
 from models.discriminator import Discriminator
 from models.generator import Generator
 
-WON = 0.02  # above the least loss of a discriminator, over an epoch
-ALIKE = 0.05  # of the deviation of real images
+WON = 0.02  # the discriminator has won when its mean loss comes this near to the least that it can have
+ALIKE = 0.05  # samples are alike when they deviate by less than this share of what real images do
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Config:
     # the run
     seed: int = 0  # of weights, order and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
+    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on behind the last finished epoch
+    resume: bool = False  # go on after the last finished epoch
 
 
 def main(config: Config) -> dict[str, float]:

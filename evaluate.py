@@ -44,8 +44,7 @@ import ratings
 import runs
 import train_all
 import train_vggish
-from models.lenet import LeNet
-from vggish import HEARD_TOGETHER, Ear, load_embedder
+from vggish import Ear, load_embedder
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Config:
     second_thoughts: int = 0  # steps by which the model thinks again of a sound that it is in doubt of, before it draws.
     # See train_all.SecondThoughts. They need no training, so they are no setting of a run. Published: 0. Measured on MNIST,
     # in the README's runs: 0: 98.9 % read right by the judge; 8: 99.4 %
-    output: Path | None = None  # None: results/evaluation, and behind it which part, name and second thoughts; or comparison
+    output: Path | None = None  # None: results/evaluation, followed by which part, name and second thoughts; or comparison
     compare: tuple[Path, ...] = ()  # set these ratings side by side, and rate nothing
     verify: bool = False  # say whether the results are what they claim, and rate nothing
 
@@ -140,21 +139,22 @@ class Rated(NamedTuple):
 def rate(config: Config, device: torch.device) -> Rated:
     """Hear all digits of the part, imagine them, and rate what was imagined."""
     ear, network, generator, dataset = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
-    untaught, classifier = train_all.load_memory(config, dataset, device)  # the generator before stage three
-    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, device)
+    untaught, classifier = train_all.load_memory(config.results, dataset, device)  # the generator before stage three
+    thoughts = (config.results, config.second_thoughts)
+    think_again = train_all.load_second_thoughts(*thoughts, ear, generator, dataset, device)
     _, stage_one = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
     panel = judges.load(config.results, judge_settings(config, dataset), device)
     digits = data.load_heard(dataset, config.part, config.data_root, device)
     heard = data.as_seen(digits.images)
 
     print(f"hearing {len(heard)} {config.part} digits ...", flush=True)
-    imagined, distance = train_all.imagine(ear, network, generator, digits, think_again=think_again)
+    imagined, distance = train_all.imagine(ear, network, generator, digits.images, think_again=think_again)
     readers = {"classifier": classifier, **panel}
-    read = {name: predict(reader, imagined) for name, reader in readers.items()}
+    read = {name: ratings.predict(reader, imagined) for name, reader in readers.items()}
     readings = {
         name: {
             **ratings.reading(read[name], digits.labels),
-            "real": ratings.reading(predict(reader, heard), digits.labels),  # what it can be trusted with
+            "real": ratings.reading(ratings.predict(reader, heard), digits.labels),  # what it can be trusted with
         }
         for name, reader in readers.items()
     }
@@ -163,7 +163,7 @@ def rate(config: Config, device: torch.device) -> Rated:
         "judges": {name: readings[name] for name in panel},
         "judges_mean": judges_mean([readings[name] for name in panel]),
         "classifier": readings["classifier"],
-        "sound_classifier": ratings.reading(tell_apart(ear, stage_one, digits), digits.labels),
+        "sound_classifier": ratings.reading(train_vggish.tell_apart(ear, stage_one, digits.images), digits.labels),
         "thought_again": think_again.count / len(heard) if think_again else 0.0,
         "realism": realism(panel["residual"], heard, imagined, untaught, generator, config.seed),
         "correlation": ratings.mean(correlations),
@@ -209,7 +209,7 @@ def refuse_other_rating(output: Path, config: Any, script: str = "evaluate") -> 
 
 
 def folder_of(script: str, config: Any) -> str:
-    """`script`, and behind it what is rated: `evaluation_<name>_second_thoughts`."""
+    """`script`, followed by what is rated: `evaluation_<name>_second_thoughts`."""
     name = "" if config.name == "train_all" else f"_{config.name}"
     return f"{script}{name}{'_second_thoughts' if config.second_thoughts else ''}"
 
@@ -247,7 +247,7 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
     stages = {}
     for stage, name in rated_folders(config).items():
         folder = config.results / name
-        said = {"train_all": mend, "judge": "run mnist_classify_train.py"}.get(stage, f"run {stage}.py")
+        said = mend if stage == "train_all" else f"run {runs.script_of(stage)}"
         checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
         runs.require_complete(folder, said)
@@ -262,22 +262,6 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
                 f"say so; {mend} again, or put back what it was made from."
             )
     return stages
-
-
-@torch.no_grad()
-def predict(reader: nn.Module, images: Tensor) -> Tensor:
-    """The digits, `(N,)`, that `reader` reads in `(N, 1, 64, 64)` images in [-1, 1]."""
-    return torch.cat([reader(part).argmax(1) for part in images.split(500)])
-
-
-@torch.no_grad()
-def tell_apart(ear: Ear, network: nn.Module, digits: data.Digits) -> Tensor:
-    """The digits, `(N,)`, that the sound classifier of stage one hears."""
-    said = []
-    for images in digits.images.split(HEARD_TOGETHER):
-        with runs.autocast(images.device):
-            said.append(network(ear(images)).argmax(1))
-    return torch.cat(said)
 
 
 def judges_mean(readings: list[dict[str, Any]]) -> dict[str, float]:
@@ -315,8 +299,8 @@ def realism(
 
 
 def choose(correlations: Tensor, labels: Tensor, read: list[Tensor]) -> list[tuple[int, str]]:
-    """Index and rank of the best, the median and the worst of each class, ranked by correlation with the heard image; and
-    of the first one, if there is any, that most judges misread, of whom `read` has the digits that each reads."""
+    """Index and rank of the best, the median and the worst of each class, by correlation with the heard image; and of the
+    first one, if any, that most judges misread. `read`: for each judge the digits that it reads."""
     shown, misread = [], torch.stack(read).ne(labels).double().mean(0) > 0.5
     for digit in labels.unique().tolist():
         index = torch.nonzero(labels == digit)[:, 0]
@@ -347,7 +331,8 @@ def example(rated: Rated, index: int, rank: str) -> page.Example:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of a run's log.jsonl."""
-    lines, mend = runs.read_json(path, f"run {path.parent.name} again", lines=True), "run it again"
+    mend = "run the script that writes it again"
+    lines = runs.read_json(path, mend, lines=True)
     with runs.whole(path, mend):
         if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
             raise ValueError("its epochs do not follow one another")
@@ -531,8 +516,9 @@ def comparison_table(rows: list[dict[str, Any]]) -> str:
 
 # -- is a results folder what it claims to be? -------------------------------------------------------------------------
 
-# Of a number that is measured again: absolute of a fraction, relative of a larger one; where digits are few, as much as ten
-# of them make. On the machine that trained it is the same; another rounds otherwise, and may take bfloat16 for float32.
+# How far a number may be off when it is measured again: TOLERANCE, absolute up to 1 and relative above; or as much as DIGITS
+# of the digits make, if that is more. The same machine gives the same number; another rounds otherwise, and may take
+# bfloat16 for float32.
 TOLERANCE, DIGITS = 0.005, 10
 RATED_WITH = ("name", "part", "second_thoughts", "judges_epochs", "judges_batch", "kernel_centres", "seed")
 
@@ -550,7 +536,7 @@ def verify(config: Config) -> dict[str, Any]:
         metrics, checkpoint = verify_record(folder, stage)
         if not metrics.get("sha256"):
             unhashed.append(name)
-        with runs.whole(folder / "metrics.json", f"run {stage}.py"):
+        with runs.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
             verify_files(config, folder, stage, metrics)
             numbers, count = measure(config, stage, checkpoint, device)
             for number, again in numbers.items():
@@ -647,11 +633,11 @@ def leaves(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """metrics.json and checkpoint.pt of a complete run, which say the same as each other and as the log."""
     if not runs.complete(folder):
-        raise runs.UserError(f"{folder} holds no complete run, so there is nothing to verify; run {stage}.py.")
+        raise runs.UserError(f"{folder} holds no complete run, so there is nothing to verify; run {runs.script_of(stage)}.")
     path = folder / "checkpoint.pt"
     metrics, checkpoint = runs.read_metrics(folder), runs.load_checkpoint(path, stage)
     log = read_log(folder / "log.jsonl")
-    with runs.whole(folder / "metrics.json", f"run {stage}.py"):
+    with runs.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
         for name in ("stage", "seed", "epoch", "revision", "versions", "config"):
             refuse_unlike(path, name, checkpoint[name], metrics[name])
         for name, value in checkpoint["metrics"].items():
@@ -659,7 +645,7 @@ def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, A
         refuse_unlike(path, "seed", metrics["config"]["seed"], metrics["seed"])
         for state in checkpoint["networks"].values():
             if not runs.finite(state):
-                raise runs.UserError(f"{path} holds weights that are not finite; run {stage}.py.")
+                raise runs.UserError(f"{path} holds weights that are not finite; run {runs.script_of(stage)}.")
         epochs = metrics["config"].get("judge_epochs" if stage == "judge" else "epochs", len(log))
         refuse_unlike(folder / "log.jsonl", "number of epochs", len(log), epochs)
         refuse_unlike(folder / "log.jsonl", "seconds", round(sum(line["seconds"] for line in log), 3), metrics["seconds"])
@@ -698,31 +684,29 @@ def digits_of(config: Config, stage: str, settings: dict[str, Any], part: str) -
 
 def measure(config: Config, stage: str, checkpoint: dict[str, Any], device: torch.device) -> tuple[dict[str, float], int]:
     """The numbers that the stage reports, measured again by its own means, and of how many digits they are."""
-    layout, settings = {"device": device, "memory_format": torch.channels_last}, checkpoint["config"]
-    dataset = settings["dataset"]
+    results, settings = config.results, checkpoint["config"]
     part = "validation" if stage == "emnist_dcgan" else "test"
     digits = data.Digits(*(tensor.to(device) for tensor in digits_of(config, stage, settings, part)))
+    count = len(digits.labels)
     if stage == "train_vggish":
-        ear, network, _ = train_all.load_ear(train_all.Config(results=config.results), device)
-        return {"test_accuracy": train_vggish.accuracy(ear, network, digits, device)}, len(digits.labels)
-    judge = mnist_classify_train.load_judge(config.results, None, device)
+        ear, network = load_embedder(results / stage / "checkpoint.pt", device)
+        return {"test_accuracy": train_vggish.accuracy(ear, network, digits)}, count
+    judge = mnist_classify_train.load_judge(results, None, device)
     if stage == "judge":
-        return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}, len(digits.labels)
+        return {"test_accuracy": mnist_classify_train.accuracy(judge, digits)}, count
     if stage == "mnist_classify_train":
-        classifier = LeNet()
-        path = config.results / stage / "checkpoint.pt"
-        runs.load_weights(classifier, checkpoint["networks"]["classifier"], path)
-        return {"test_accuracy": mnist_classify_train.accuracy(classifier.to(**layout), digits)}, len(digits.labels)
-    generator, classifier = train_all.load_memory(config, dataset if stage == "train_all" else None, device)
+        classifier = mnist_classify_train.load_classifier(results, None, device)
+        return {"test_accuracy": mnist_classify_train.accuracy(classifier, digits)}, count
+    generator, classifier = train_all.load_memory(results, None, device)
     if stage == "emnist_dcgan":
-        samples = emnist_dcgan.draw(generator, emnist_dcgan.noise(len(digits.labels), checkpoint["seed"], device))
+        samples = emnist_dcgan.draw(generator, emnist_dcgan.noise(count, checkpoint["seed"], device))
         features = (ratings.judge_features(judge, images) for images in (samples, data.as_seen(digits.images)))
-        return {"frechet_distance": ratings.frechet_distance(*features)}, len(digits.labels)
-    ear, network, generator, _ = train_all.load_model(config.results / config.name / "checkpoint.pt", device)
+        return {"frechet_distance": ratings.frechet_distance(*features)}, count
+    ear, network, generator, _ = train_all.load_model(results / config.name / "checkpoint.pt", device)
     kind = settings.get("distance", "absolute")  # older checkpoints have none
-    imagined, distance = train_all.imagine(ear, network.to(**layout), generator.to(**layout), digits, kind)
+    imagined, distance = train_all.imagine(ear, network, generator, digits.images, kind)
     rating = train_all.rate(classifier, judge, digits, imagined)
-    return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}, len(digits.labels)
+    return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}, count
 
 
 def verify_number(folder: Path, name: str, reported: float, again: float, digits: int) -> None:
@@ -739,7 +723,7 @@ def verify_number(folder: Path, name: str, reported: float, again: float, digits
 def refuse_unlike(path: Path, what: str, one: Any, other: Any) -> None:
     if one != other:
         raise runs.UserError(
-            f"{path} is not what the record claims: {what} is {str(one)[:200]}, but should be {str(other)[:200]}."
+            f"{path} does not agree with what else is here: {what} is {str(one)[:200]}, elsewhere {str(other)[:200]}."
         )
 
 

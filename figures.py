@@ -7,15 +7,16 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")  # no screen is needed
-import soundfile
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch import Tensor
 from torchvision.utils import save_image
 
+import pictures
 import runs
 from vggish import SAMPLE_RATE, Ear
+from voice_translator import to_pcm16
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
@@ -101,12 +102,5 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
     runs.write(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
     plt.close(figure)
     gap = int(0.5 * ear.encoding.sample_rate)
-    wave = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu().numpy().T
-
-    def write_wave(path: Path) -> None:
-        try:
-            soundfile.write(path, wave, ear.encoding.sample_rate, "PCM_16")
-        except soundfile.LibsndfileError as error:  # such as of a full disk
-            raise OSError(error.error_string.strip()) from error
-
-    runs.write(folder / "soundscapes.wav", write_wave)
+    one_after_another = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu()
+    pictures.write_sound(folder / "soundscapes.wav", to_pcm16(one_after_another), ear.encoding.sample_rate)

@@ -47,10 +47,10 @@ class Config:
     # the run
     seed: int = 0  # of the classifier; the judge's is another
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
+    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on behind the last finished epoch
+    resume: bool = False  # go on after the last finished epoch
 
 
 def main(config: Config) -> dict[str, float]:

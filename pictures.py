@@ -115,12 +115,14 @@ def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
         runs.UserError: if it has another ending, or cannot be written.
     """
     require_ending(path, SOUNDS, "a sound")
-    try:
-        runs.write(path, lambda beside: soundfile.write(beside, pcm.numpy().T, sample_rate, "PCM_16"))
-    except soundfile.LibsndfileError as error:
-        raise runs.UserError(
-            f"{path} cannot be written ({error.error_string.strip()}); free its folder, or name another."
-        ) from error
+
+    def writer(beside: Path) -> None:
+        try:
+            soundfile.write(beside, pcm.numpy().T, sample_rate, "PCM_16")
+        except soundfile.LibsndfileError as error:  # such as of a full disk
+            raise OSError(error.error_string.strip()) from error
+
+    runs.write(path, writer)
 
 
 def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
+from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -74,16 +75,20 @@ def rate(judge: Judge, imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[
         retrieval: share whose most similar image, among the first 1000 heard ones, is the one that was heard.
     """
     features = judge_features(judge, imagined)
-    right = (judge.classifier(features).argmax(1) == labels).double()
-    per_digit = [right[labels == digit].mean().item() for digit in labels.unique().tolist()]
-    same = similarity(imagined[:RETRIEVED_AMONG], heard[:RETRIEVED_AMONG])
+    read = reading(judge.classifier(features).argmax(1), labels)
     return {
-        "judge_accuracy": right.mean().item(),
-        "judge_accuracy_worst": min(per_digit),
+        "judge_accuracy": read["accuracy"],
+        "judge_accuracy_worst": min(entry["accuracy"] for entry in read["per_digit"]),
         "frechet_distance": frechet_distance(features, judge_features(judge, heard)),
         "correlation": correlation(imagined, heard).mean().item(),
-        "retrieval": (same.argmax(1) == torch.arange(len(same), device=same.device)).double().mean().item(),
+        "retrieval": retrieval(imagined, heard, labels)["overall"]["accuracy"],
     }
+
+
+@torch.no_grad()
+def predict(reader: nn.Module, images: Tensor) -> Tensor:
+    """The digits, `(N,)`, that `reader` reads in `(N, 1, 64, 64)` images in [-1, 1]."""
+    return torch.cat([reader(part).argmax(1) for part in images.split(500)])
 
 
 def reading(predicted: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -124,9 +129,6 @@ def realism(features: Tensor, real: Tensor) -> dict[str, float]:
     than its third neighbour is. T. Kynkaanniemi et al., "Improved precision and recall metric for assessing generative
     models", NeurIPS 2019, as torch-fidelity computes it.
     """
-    # Imported here: it takes seconds, and only evaluate.py needs it.
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     features, real = features.cpu(), real.cpu()
     shares = prc_features_to_metric(features, real, prc_neighborhood=3, prc_batch_size=5000, verbose=False)
     return {

@@ -62,11 +62,11 @@ CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a lo
 PLACES = ("resume", "results", "data_root", "device", "deterministic")
 
 
-# What a header's numbers are at least, in whichever script; `learning_rate` and its like are above 0, and all are finite.
+# The least that a header's numbers may be, in any script; learning rates are above 0, and all are finite.
 LEAST = {"epochs": 1, "joint_epochs": 0, "judge_epochs": 1, "judges_epochs": 1, "images_per_epoch": 2, "batch": 1,
          "judges_batch": 2, "kernel_centres": 1, "width": 1, "second_thoughts": 0, "keep_gigabytes": 0, "generator_rate": 0,
          "beta1": 0, "instance_noise": 0, "rounds": 1, "threads": 1}  # fmt: skip
-LARGEST_SEED = 10**12
+LARGEST_SEED = 10**12  # times the 1,000,003 of `seed_epoch` it still fits into 64 bits
 
 
 class UserError(Exception):
@@ -80,7 +80,7 @@ class Held(UserError):  # noqa: N818
 def command_line(config_type: type, main: Callable[[Any], Any], description: str | None, default: Any = None) -> None:
     """Read the header `config_type`, starting from `default`, and run `main` with it. A user's mistake ends with one
     sentence and exit code 2; Ctrl-C, with what it lost and exit code 130."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends no run
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -96,7 +96,7 @@ def command_line(config_type: type, main: Callable[[Any], Any], description: str
         sys.exit(2)
     except KeyboardInterrupt:
         resumes = "resume" in {field.name for field in dataclasses.fields(config_type)}
-        mend = "with --resume goes on behind the last finished epoch" if resumes else "starts again"
+        mend = "with --resume goes on after the last finished epoch" if resumes else "starts again"
         print(f"\nStopped. The same command {mend}.", file=sys.stderr)
         sys.exit(130)
 
@@ -119,7 +119,7 @@ def in_words() -> Iterator[None]:
 
 
 def refuse_impossible(config: Any) -> None:
-    """Refuse a header whose numbers nothing can be computed with, or whose name is none of a folder.
+    """Refuse settings that nothing can be computed with, and a name that no folder can have.
 
     Raises:
         UserError: with the first of these, as a flag.
@@ -431,7 +431,7 @@ class Run:
         if self.best == last["epoch"]:  # the process may have ended before this was written
             save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
         meet()
-        print(f"resumed: {self.folder} behind epoch {last['epoch']}")
+        print(f"resumed: {self.folder} after epoch {last['epoch']}")
         if last.get("how", self.how) != self.how:
             print(f"it was begun {last['how']}, and goes on {self.how}: the result is another than undisturbed")
         return last["epoch"] + 1
@@ -596,6 +596,12 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def script_of(stage: str) -> str:
+    """The script that trains `stage`: two of them train judges too."""
+    judges = {"judge": "mnist_classify_train.py", "transformer": "evaluate.py", "kernel": "evaluate.py"}
+    return judges.get(stage, f"{stage}.py")
+
+
 def complete(folder: Path) -> bool:
     """Whether the run in `folder` was finished."""
     return (folder / "metrics.json").is_file()
@@ -631,7 +637,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if they are missing or damaged.
     """
-    path, mend = folder / "metrics.json", f"run {folder.name}.py again"
+    path, mend = folder / "metrics.json", "run the script that writes it again"
     record = read_json(path, mend)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise UserError(f"{path} is no record of a run; {mend}.")
@@ -884,14 +890,13 @@ def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str
     Raises:
         UserError: if it is missing, damaged, of another stage or of another version; the sentence names the script to run.
     """
-    mend = mend or f"run {stage}.py"
+    mend = mend or f"run {script_of(stage)}"
     checkpoint = load_file(path, mend)
     kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path} is no checkpoint of this project; {mend}.")
     if checkpoint["stage"] != stage:
-        other = f"{checkpoint['stage']}.py" if checkpoint["stage"].isidentifier() else "something else"
-        raise UserError(f"{path} is a checkpoint of {other}; {mend}.")
+        raise UserError(f"{path} is a checkpoint of {checkpoint['stage'][:100]!r}, not of {stage!r}; {mend}.")
     if checkpoint["version"] != CHECKPOINT_VERSION:
         raise UserError(f"{path} has version {checkpoint['version']}, not {CHECKPOINT_VERSION}; {mend}.")
     if not all(isinstance(state, dict) for state in checkpoint["networks"].values()):

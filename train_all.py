@@ -83,23 +83,23 @@ class Config:
     name: str = "train_all"  # of the folder in results/
     seed: int = 0  # of order and noise; the weights are those of the stages before
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
+    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on behind the last finished epoch
+    resume: bool = False  # go on after the last finished epoch
 
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
+    if config.joint_epochs > config.epochs:
+        raise runs.UserError(f"--joint-epochs is {config.joint_epochs}, of {config.epochs} epochs; give no more of them.")
     device = runs.choose_device(config.device, config.deterministic)
     ear, network, dataset = load_ear(config, device)
-    generator, classifier = load_memory(config, dataset, device)
+    generator, classifier = load_memory(config.results, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)
     judge = mnist_classify_train.load_judge(config.results, dataset, device)
     for name in ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan"):
-        runs.require_complete(config.results / name, f"run {'mnist_classify_train' if name == 'judge' else name}.py")
-    if config.joint_epochs > config.epochs:
-        raise runs.UserError(f"--joint-epochs is {config.joint_epochs}, of {config.epochs} epochs; give no more of them.")
+        runs.require_complete(config.results / name, f"run {runs.script_of(name)}")
     train = data.load_heard(dataset, "train", config.data_root, device)
     validation = data.load_heard(dataset, "validation", config.data_root, device)
 
@@ -162,7 +162,7 @@ def main(config: Config) -> dict[str, float]:
                 means.setdefault(name, runs.Mean(f"the {name.replace('_', ' ')}", epoch)).add(term)
         scheduler.step()
 
-        imagined, distance = imagine(ear, network, generator, validation, config.distance)
+        imagined, distance = imagine(ear, network, generator, validation.images, config.distance)
         rating = rate(classifier, judge, validation, imagined)
         record = {
             "epoch": epoch,
@@ -181,7 +181,7 @@ def main(config: Config) -> dict[str, float]:
 
     best = run.load_best()
     test = data.load_heard(dataset, "test", config.data_root, device)
-    imagined, distance = imagine(ear, network, generator, test, config.distance)
+    imagined, distance = imagine(ear, network, generator, test.images, config.distance)
     rating = rate(classifier, judge, test, imagined)
     metrics = {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}
     save_pairs(config.results / f"{config.name}.png", test, imagined)
@@ -195,7 +195,7 @@ def main(config: Config) -> dict[str, float]:
 
 
 def objective(config: Config, terms: dict[str, Any], done: float = 1.0) -> Any:
-    """The loss: the sum of `terms`, by the weights of the header; behind the share `done` of the run."""
+    """The loss: the sum of `terms`, by the weights of the header; after the share `done` of the run."""
     weights = {
         "cross_entropy": config.classifier_weight,
         "sound_distance": config.sound_consistency,
@@ -221,15 +221,16 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
     return ear, network, dataset
 
 
-def load_memory(config: Config, dataset: str | None, device: torch.device) -> tuple[Generator, LeNet]:
-    """What stage two learned: the generator, and the classifier, which is frozen and reads `dataset`, if one is named."""
-    path = config.results / "emnist_dcgan" / "checkpoint.pt"
+def load_memory(results: Path, dataset: str | None, device: torch.device) -> tuple[Generator, LeNet]:
+    """What stage two left in `results`: the generator, and the classifier, which is frozen and reads `dataset`, if one is
+    named."""
+    path = results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
     with runs.whole(path, "run emnist_dcgan.py"):
         width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
         generator = runs.load_network(lambda: Generator(width), state, path)
     generator.to(device, memory_format=torch.channels_last).eval()
-    return generator, mnist_classify_train.load_classifier(config.results, dataset, device)
+    return generator, mnist_classify_train.load_classifier(results, dataset, device)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish, Generator, str]:
@@ -301,14 +302,14 @@ class SecondThoughts:
 
 
 def load_second_thoughts(
-    config: Any, ear: Ear, generator: Generator, dataset: str, device: torch.device
+    results: Path, steps: int, ear: Ear, generator: Generator, dataset: str, device: torch.device
 ) -> SecondThoughts | None:
-    """What a run thinks again with, from the stages before it in `config.results`; None if `config.second_thoughts` is 0."""
-    if not config.second_thoughts:
+    """What a run thinks again with, in so many steps, from the stages before it in `results`; None if there are no steps."""
+    if not steps:
         return None
-    _, sound_classifier = load_embedder(config.results / "train_vggish" / "checkpoint.pt", device)
-    classifier = mnist_classify_train.load_classifier(config.results, dataset, device)
-    return SecondThoughts(ear, sound_classifier, generator, classifier, config.second_thoughts)
+    _, sound_classifier = load_embedder(results / "train_vggish" / "checkpoint.pt", device)
+    classifier = mnist_classify_train.load_classifier(results, dataset, device)
+    return SecondThoughts(ear, sound_classifier, generator, classifier, steps)
 
 
 @torch.no_grad()
@@ -348,24 +349,24 @@ def imagine(
     ear: Ear,
     network: VGGish,
     generator: Generator,
-    digits: data.Digits,
+    images: Tensor,
     kind: str = "absolute",
     think_again: SecondThoughts | None = None,
 ) -> tuple[Tensor, float]:
-    """What is imagined when `digits` are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance` to them. With
-    `think_again`, whose ear is the learned one whatever `ear` makes the sounds, after second thoughts."""
+    """What is imagined when `(N, H, W)` uint8 images are heard, `(N, 1, 64, 64)` in [-1, 1], and the mean `sound_distance`
+    to them. With `think_again`, whose ear is the learned one whatever `ear` makes the sounds, after second thoughts."""
     network.eval()
     imagined, distance = [], 0.0
-    for images in digits.images.split(HEARD_TOGETHER):
-        heard = ear(images)
+    for part in images.split(HEARD_TOGETHER):
+        heard = ear(part)
         with runs.autocast(images.device):
             embeddings = network.embed(heard)
         if think_again:
             embeddings = think_again(heard, embeddings)
         with runs.autocast(images.device):
             imagined.append(generator(embeddings))
-        distance += sound_distance(ear, imagined[-1], heard, kind=kind) * len(images)
-    return torch.cat(imagined), (distance / len(digits.images)).item()
+        distance += sound_distance(ear, imagined[-1], heard, kind=kind) * len(part)
+    return torch.cat(imagined), (distance / len(images)).item()
 
 
 @torch.no_grad()

@@ -47,10 +47,10 @@ class Config:
     # the run
     seed: int = 0  # of weights, order and noise
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, some slower; the CPU gives them anyway
+    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
     data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
     results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on behind the last finished epoch
+    resume: bool = False  # go on after the last finished epoch
 
 
 def main(config: Config) -> dict[str, float]:
@@ -92,14 +92,14 @@ def main(config: Config) -> dict[str, float]:
         scheduler.step()
 
         record = {"epoch": epoch, "loss": mean_loss.read()}
-        record["validation_accuracy"] = accuracy(ear, network, validation, device)
+        record["validation_accuracy"] = accuracy(ear, network, validation)
         best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
         run.end_epoch(record, best)
 
     run.load_best()
     test = data.load_heard(config.dataset, "test", config.data_root, device)
     metrics = {
-        "test_accuracy": accuracy(ear, network, test, device),
+        "test_accuracy": accuracy(ear, network, test),
         "validation_accuracy": max(line["validation_accuracy"] for line in run.history),
     }
     shown = figures.per_class(test.labels, 1)[:, 0]
@@ -113,16 +113,20 @@ def draw_curves(folder: Path) -> None:
     figures.save_curves(folder, [["loss"], ["validation_accuracy"]])
 
 
-@torch.no_grad()
-def accuracy(ear: Ear, network: nn.Module, digits: data.Digits, device: torch.device) -> float:
+def accuracy(ear: Ear, network: nn.Module, digits: data.Digits) -> float:
     """Share of the digits that are told right by their sound."""
+    return (tell_apart(ear, network, digits.images) == digits.labels).double().mean().item()
+
+
+@torch.no_grad()
+def tell_apart(ear: Ear, network: nn.Module, images: Tensor) -> Tensor:
+    """The digits, `(N,)`, that the network takes the sounds of `(N, 28, 28)` uint8 images for."""
     network.eval()
-    right: list[Tensor] = []
-    for images, labels in zip(digits.images.split(HEARD_TOGETHER), digits.labels.split(HEARD_TOGETHER), strict=True):
-        with runs.autocast(device):
-            logits = network(ear(images))
-        right.append(logits.argmax(1) == labels)
-    return torch.cat(right).float().mean().item()
+    said = []
+    for part in images.split(HEARD_TOGETHER):
+        with runs.autocast(images.device):
+            said.append(network(ear(part)).argmax(1))
+    return torch.cat(said)
 
 
 if __name__ == "__main__":

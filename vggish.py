@@ -28,7 +28,6 @@ BANDS = 64
 LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
-PUBLISHED_FRAMES = 96
 CPU_TOGETHER = 8  # sounds in one go: on the CPU, more leave the cache
 GPU_TOGETHER = 2**26  # samples of windows in one go: some GB while they are transformed
 HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache

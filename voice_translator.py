@@ -39,11 +39,11 @@ import tyro
 from scipy.sparse.linalg import LinearOperator, lsqr
 from torch import Tensor, nn
 
-# Numbers that are made in one go: on the CPU more leave the cache, on the GPU fewer cost launches. They are some columns of
-# as many images, since each pass over the bank of sinusoids then serves all of those.
+# How many numbers are made in one go: on the CPU more fall out of the cache, on the GPU fewer cost launches of kernels.
+# IMAGES_TOGETHER are taken some columns at a time, so that one reading of the bank of sinusoids serves all of them.
 CPU_TOGETHER, GPU_TOGETHER = 1 << 19, 1 << 27
 IMAGES_TOGETHER = 64
-STEEPEST = 64  # times smaller: PyTorch's kernel for GPUs keeps its weights in shared memory, which holds some 90 times
+STEEPEST = 64  # times smaller, on a GPU by PyTorch's own kernel: it keeps its weights in shared memory, and fails at some 90
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
@@ -348,7 +348,7 @@ class VoiceTranslator(nn.Module):
     def amplitudes(self, images: Tensor, leak: float = 0.0) -> Tensor:
         """The amplitude of every row and column, `(B, rows, columns)`, top row first: 0 for black, else
         10 ^ ((px / 16 - 15) / 10) of the grey level `px` in 0..255 after contrast. Black is what is below half a grey level
-        before it, or not above 0 behind it. With n `grey_levels`,
+        before it, or not above 0 after it. With n `grey_levels`,
         10 ^ (1.5 (L / (n - 1) - 1)) of the level L = floor(n px / 256). Arguments as in `forward`."""
         pixels = self.resized(images)
         with torch.autocast(images.device.type, enabled=False):

@@ -3,14 +3,16 @@
     python -m benchmarks.stages                # on the GPU if there is one, else on the CPU; minutes
     python -m benchmarks.stages --device cpu --threads 1
 
-Each row is one step of a stage, with the published networks and batches, on images of noise: it needs no data. Three take
-turns, so that whatever else the machine does disturbs all of them; the median counts, and the spread is shown. The last
-row is the step of the sound-consistent objective; what is heard again in it, of rehearsal and on the way back, is not in
-the column of hearing:
+Each row is one step of a stage, with the published networks and batches, on images of noise: it needs no data. It is timed
+in three ways, which take turns, so that whatever else the machine does disturbs all of them; the median counts, and the
+spread is shown:
 
     ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
     plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast
     published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
+
+The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal and on the way back, is
+not in the columns of hearing.
 
 The floor is the least time that a step could take here: its operations over the measured matrix rate, or the bytes that it
 cannot help moving over the measured bandwidth, whichever is longer.
@@ -20,8 +22,7 @@ import contextlib
 import copy
 import ctypes
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import runs
 import train_all
-from benchmarks.translator import numpy_soundscape
+from benchmarks.translator import numpy_soundscape, resident, seconds_of
 from emnist_dcgan import gan_loss
 from models.discriminator import Discriminator
 from models.generator import Generator
@@ -209,29 +210,22 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """Of one call, from as many as fill `at_least` seconds."""
-    calls, start = 0, time.perf_counter()
-    while time.perf_counter() - start < at_least or not calls:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        calls += 1
-    return (time.perf_counter() - start) / calls
-
-
-def peak_mebibytes(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes at its peak beside what was there before: of the GPU, or of this process by Linux's mark."""
+@contextlib.contextmanager
+def peak_mebibytes(device: torch.device) -> Iterator[list[float]]:
+    """What is taken inside at its peak, not counting what was there before: of the GPU, or of this process by Linux's mark.
+    It is in the list when all is done."""
+    peak: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
-    work()
-    return resident("VmHWM") - before
+        yield peak
+        peak.append((torch.cuda.max_memory_allocated(device) - before) / 2**20)
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
+        yield peak
+        peak.append(resident("VmHWM") - before)
 
 
 def operations_and_bytes(step: Callable[[], None], optimisers: list[torch.optim.Optimizer]) -> tuple[float, float]:
@@ -298,17 +292,10 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     floors, peaks = {}, {}
     for row in rows:
         for way in WAYS:
-
-            def first(row: Stage = row, way: str = way) -> tuple[Callable[[], None], list]:
+            with peak_mebibytes(device) as peaks[row.name, way]:
                 step, optimisers = row.build(way == "ours", frames[way])
-                given = inputs(way, row)
-                work = partial(step, given, labels[: row.batch])
+                work = partial(step, inputs(way, row), labels[: row.batch])
                 work()  # the first call pays for allocations
-                return work, optimisers
-
-            holder: list = []
-            peak = peak_mebibytes(lambda first=first, holder=holder: holder.append(first()), device)
-            (work, optimisers), peaks[row.name, way] = holder[0], peak
             steps[row.name, way], loads[row.name, way] = work, partial(inputs, way, row)
             if way == "ours":
                 floors[row.name] = operations_and_bytes(work, optimisers)
@@ -363,7 +350,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             f"| {row.name} | {1 / middle['ours']:,.0f} {spread(rates[row.name]['ours'])} | {1 / middle['plain']:,.0f} "
             f"| {1 / middle['published']:,.0f} | {middle['plain'] / middle['ours']:.2f} "
             f"| {middle['published'] / middle['ours']:.2f} | {shares} | {floor / middle['ours']:.0%} of {1 / floor:,.0f} "
-            f"({bound}) | {peaks[row.name, 'ours']:,.0f} | {peaks[row.name, 'plain']:,.0f} |"
+            f"({bound}) | {peaks[row.name, 'ours'][0]:,.0f} | {peaks[row.name, 'plain'][0]:,.0f} |"
         )
         for way in WAYS:
             total[way] += PUBLISHED_IMAGES * row.epochs * middle[way]
@@ -377,12 +364,6 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
 
 def spread(values: list[float]) -> str:
     return f"({min(values):,.0f} to {max(values):,.0f})"
-
-
-def resident(name: str) -> float:
-    """MiB of this process: VmRSS, what it takes; VmHWM, the most that it took."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -75,19 +75,24 @@ def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], N
     def translate() -> None:
         with torch.inference_mode():
             translator(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     return translate
 
 
-def seconds_of(work: Callable[[], None], at_least: float = 0.3) -> float:
-    """Of one call, from as many as fill `at_least` seconds."""
-    calls, start = 0, time.perf_counter()
-    while time.perf_counter() - start < at_least or not calls:
-        work()
-        calls += 1
-    return (time.perf_counter() - start) / calls
+def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.3) -> float:
+    """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of them alone, as at the end
+    of an epoch."""
+    calls = 1
+    while True:
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        if seconds >= at_least:
+            return seconds / calls
+        calls = math.ceil(1.1 * calls * at_least / seconds)
 
 
 def peak_mebibytes(e: Encoding, batch: int) -> float:
@@ -102,13 +107,14 @@ def _peak(e: Encoding, batch: int) -> float:
     translating(e, 1, torch.device("cpu"))()  # what PyTorch allocates once
     translate = translating(e, batch, torch.device("cpu"))
     ctypes.CDLL(None).malloc_trim(0)  # or what was freed while the bank was made would serve the batch unseen
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
     translate()
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _status(name: str) -> float:
+def resident(name: str) -> float:
+    """MiB of this process: VmRSS, what it takes; VmHWM, the most that it took."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
@@ -124,32 +130,32 @@ def main(config: Config) -> dict[str, list[float]]:
     assert np.abs(ours - numpy_soundscape(image, PAPER)).max() < 1e-5
     assert np.abs(ours - np.array(python_soundscape(image.tolist(), PAPER))).max() < 1e-5
 
-    works = {  # name -> (work, images in it)
-        "three loops in Python": (lambda: python_soundscape(image.tolist(), PAPER), 1),
-        "NumPy, one image": (lambda: numpy_soundscape(image, PAPER), 1),
-        "ours, CPU, one by one": (translating(PAPER, 1, cpu), 1),
-        "ours, CPU, batch 256": (translating(PAPER, 256, cpu), 256),
-        "ours, CPU, stereo hificode, one by one": (translating(HIFICODE, 1, cpu), 1),
-        "ours, CPU, stereo hificode, batch 64": (translating(HIFICODE, 64, cpu), 64),
+    works = {  # name -> (work, images in it, where)
+        "three loops in Python": (lambda: python_soundscape(image.tolist(), PAPER), 1, cpu),
+        "NumPy, one image": (lambda: numpy_soundscape(image, PAPER), 1, cpu),
+        "ours, CPU, one by one": (translating(PAPER, 1, cpu), 1, cpu),
+        "ours, CPU, batch 256": (translating(PAPER, 256, cpu), 256, cpu),
+        "ours, CPU, stereo hificode, one by one": (translating(HIFICODE, 1, cpu), 1, cpu),
+        "ours, CPU, stereo hificode, batch 64": (translating(HIFICODE, 64, cpu), 64, cpu),
     }
     if torch.cuda.is_available():
         gpu = torch.device("cuda")
         works |= {
-            "ours, GPU, batch 256": (translating(PAPER, 256, gpu), 256),
-            "ours, GPU, stereo hificode, one by one": (translating(HIFICODE, 1, gpu), 1),
-            "ours, GPU, stereo hificode, batch 64": (translating(HIFICODE, 64, gpu), 64),
+            "ours, GPU, batch 256": (translating(PAPER, 256, gpu), 256, gpu),
+            "ours, GPU, stereo hificode, one by one": (translating(HIFICODE, 1, gpu), 1, gpu),
+            "ours, GPU, stereo hificode, batch 64": (translating(HIFICODE, 64, gpu), 64, gpu),
         }
     square = torch.rand(1536, 1536)
     basis = VoiceTranslator(HIFICODE).bank
     rates: dict[str, list[float]] = {name: [] for name in works}
     flops, bytes_read = [], []
-    for work, _ in works.values():
+    for work, _, _ in works.values():
         work()  # the first call pays for allocations
     for _ in runs.progress(range(config.rounds), "rounds"):
-        for name, (work, images) in works.items():
-            rates[name].append(images / seconds_of(work))
-        flops.append(2 * 1536**3 / seconds_of(lambda: torch.mm(square, square)))
-        bytes_read.append(basis.numel() * 4 / seconds_of(lambda: basis.sum()))
+        for name, (work, images, device) in works.items():
+            rates[name].append(images / seconds_of(work, device))
+        flops.append(2 * 1536**3 / seconds_of(lambda: torch.mm(square, square), cpu))
+        bytes_read.append(basis.numel() * 4 / seconds_of(lambda: basis.sum(), cpu))
 
     print(f"{runs.device_name(cpu)}, torch {torch.__version__}" + _gpu_name())
     print("| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s (spread) | times NumPy |")

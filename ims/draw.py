@@ -26,6 +26,7 @@ import data
 import figures
 import mnist_classify_train
 import pictures
+import ratings
 import runs
 import train_all
 from vggish import SAMPLE_RATE
@@ -60,7 +61,7 @@ def main(config: Config) -> None:
     digits = data.Digits(test.images[shown], test.labels[shown])
     rows = {"heard": data.as_seen(digits.images)}
     for title, (ear, network, generator, _) in models.items():
-        rows[title] = train_all.imagine(ear, network, generator, digits)[0]
+        rows[title] = train_all.imagine(ear, network, generator, digits.images)[0]
     figures.save_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", models["sound-consistent"], digits.images[2:3], rows["sound-consistent"][2])
     draw_second_thoughts(config, config.out / "second_thoughts.png", models["sound-consistent"], test)
@@ -110,10 +111,12 @@ def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: data.
     """Of each class, the first digit of which the judge then reads another digit, for better or worse; prints how many."""
     ear, network, generator, dataset = model
     judge = mnist_classify_train.load_judge(config.results, dataset, torch.device("cpu"))
-    think_again = train_all.load_second_thoughts(config, ear, generator, dataset, torch.device("cpu"))
-    drawn = [train_all.imagine(ear, network, generator, digits, think_again=again)[0] for again in (None, think_again)]
-    with torch.no_grad():
-        before, after = (torch.cat([judge(part).argmax(1) for part in images.split(500)]) for images in drawn)
+    thoughts = (config.results, config.second_thoughts)
+    think_again = train_all.load_second_thoughts(*thoughts, ear, generator, dataset, torch.device("cpu"))
+    drawn = [
+        train_all.imagine(ear, network, generator, digits.images, think_again=again)[0] for again in (None, think_again)
+    ]
+    before, after = (ratings.predict(judge, images) for images in drawn)
     changed, better, worse = before != after, after == digits.labels, before == digits.labels
     print(
         f"after thinking again the judge reads {changed.sum()} of {len(changed)} as another digit: "

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import data
-from benchmarks import stages
+from benchmarks import stages, translator
 from vggish import Ear
 
 
@@ -34,6 +34,18 @@ def test_operations_and_bytes_of_a_linear_layer() -> None:
     assert operations == 2 * (2 * 4 * 10 * 20)  # forward, and the gradient of the weights
     # The batch is written and read; weights, gradients and momentum are read, weights and momentum also written.
     assert moved == 4 * (2 * batch.numel() + 5 * layer.weight.numel())
+
+
+def test_a_call_is_timed_in_as_many_as_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [0.0], []
+
+    def work() -> None:
+        calls.append(1)
+        clock[0] += 0.125
+
+    monkeypatch.setattr(translator.time, "perf_counter", lambda: clock[0])
+    assert translator.seconds_of(work, torch.device("cpu"), at_least=0.3) == 0.125
+    assert len(calls) == 1 + 3  # one by which to know how many
 
 
 def test_the_benchmark_runs_and_rates_every_stage(

@@ -17,6 +17,7 @@ import data
 import evaluate
 import judges
 import page
+import ratings
 import runs
 import train_all
 from models.kernel import KernelClassifier
@@ -191,10 +192,10 @@ def test_the_kernel_classifier_is_exact_on_its_own_centres_and_blind_to_contrast
     judge = judges.load(rated, settings(rated), CPU)["kernel"]
     test = data.load_heard("handwritten", "test", Path(), "cpu")
     images = data.as_seen(test.images)
-    right = evaluate.predict(judge, images) == test.labels
+    right = ratings.predict(judge, images) == test.labels
     assert right.double().mean() > 0.95
     grey = 0.2 * images - 0.7
-    assert torch.equal(evaluate.predict(judge, grey), evaluate.predict(judge, images))
+    assert torch.equal(ratings.predict(judge, grey), ratings.predict(judge, images))
     kernels = KernelClassifier.kernels(judge, judge.centres)
     torch.testing.assert_close(kernels.diagonal(), torch.ones(len(kernels)))
     squared = torch.cdist(judge.centres.double(), judge.centres.double()) ** 2
@@ -274,7 +275,7 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
     config = evaluate.Config(results=results, device="cpu")
     with pytest.raises(runs.UserError, match="other/checkpoint.pt is missing; run train_all.py --name other"):
         evaluate.main(dataclasses.replace(config, name="other"))
-    with pytest.raises(runs.UserError, match="is a checkpoint of judge.py; run train_all.py"):
+    with pytest.raises(runs.UserError, match="is a checkpoint of 'judge', not of 'train_all'; run train_all.py"):
         evaluate.main(dataclasses.replace(config, name="judge"))
     stage_one = results / "train_vggish" / "checkpoint.pt"
     before, learned = stage_one.read_bytes(), torch.load(stage_one, weights_only=True)
@@ -362,15 +363,15 @@ def test_a_rating_is_verified_by_rating_again(
             "says judges.kernel.real.accuracy 0.1000, but": (record["judges"]["kernel"]["real"], {"accuracy": 0.1}),
             "says thought_again 0.5000, but": (record, {"thought_again": 0.5}),
             "no whole checkpoint": (record, {"thought_again": "no number"}),
-            r"what is told is \['diversity.more'\], but should be \[\]": (record["diversity"], {"more": 1}),
-            "seed of train_all is 5, but should be 0": (record["stages"]["train_all"], {"seed": 5}),
+            r"what is told is \['diversity.more'\], elsewhere \[\]": (record["diversity"], {"more": 1}),
+            "seed of train_all is 5, elsewhere 0": (record["stages"]["train_all"], {"seed": 5}),
             "config of train_all is": (record["stages"]["train_all"], {"config": {}}),
-            "the residual judge is x, but should be": (record, {"residual_judge": "x"}),
+            "the residual judge is x, elsewhere": (record, {"residual_judge": "x"}),
             "SHA-256 of kernel/checkpoint.pt is x": (hashed, {"kernel/checkpoint.pt": "x"}),
             "SHA-256 of judge/checkpoint.pt is x": (hashed, {"judge/checkpoint.pt": "x"}),
-            "SHA-256 of data/test is x, but should": (hashed, {"data/test": "x"}),
-            r"what is rated is \['other', 'test'\], but": (record["config"], {"name": "other"}),
-            "epochs of the judges is 1, but should be 2": (record["config"], {"judges_epochs": 2}),
+            "SHA-256 of data/test is x, elsewhere": (hashed, {"data/test": "x"}),
+            r"what is rated is \['other', 'test'\], elsewhere": (record["config"], {"name": "other"}),
+            "epochs of the judges is 1, elsewhere 2": (record["config"], {"judges_epochs": 2}),
             "--judges-epochs": (record["config"], {"judges_epochs": 0}),
         }
 
@@ -386,10 +387,10 @@ def test_a_rating_is_verified_by_rating_again(
     forged = json.loads(honest)  # of other judges than those that are kept
     forged["config"]["judges_epochs"] = forged["judge_settings"]["epochs"] = 2
     path.write_text(json.dumps(forged))
-    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt is not what .*: epochs is 1, but should be 2"):
+    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt does not agree .*: epochs is 1, elsewhere 2"):
         verified(results, judges=tmp_path / "judges")
     path.write_text(honest)
-    with pytest.raises(runs.UserError, match="--second-thoughts is 0, but should be 9"):
+    with pytest.raises(runs.UserError, match="--second-thoughts is 0, elsewhere 9"):
         shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")
         verified(results, judges=tmp_path / "judges", second_thoughts=9)
     verified(results, part="validation")

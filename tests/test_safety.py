@@ -310,7 +310,7 @@ def test_a_run_that_goes_on_in_another_way_says_so(
             run.restore(network=network, optimiser=torch.optim.Adam(network.parameters()))
             runs.release(run.folder)
         line = capsys.readouterr().out.strip().splitlines()[-1]
-        assert line.startswith(said or f"resumed: {tmp_path}/small behind epoch 1")
+        assert line.startswith(said or f"resumed: {tmp_path}/small after epoch 1")
 
 
 def stage_config(stage: object, results: Path, **more: object) -> object:
@@ -448,12 +448,12 @@ def test_a_results_folder_that_is_not_what_it_claims_is_refused(chain: Path, tmp
 
     in_metrics = lambda change: lambda results: changed_json(results / stage / "metrics.json", change)  # noqa: E731
     swindles: list[tuple[Callable[[Path], object], str]] = [
-        (in_metrics(better), "checkpoint.pt is not what the record claims: test_accuracy is"),
+        (in_metrics(better), "checkpoint.pt does not agree with what else is here: test_accuracy is"),
         (forged, "metrics.json says test_accuracy 0.9900, but measured again it is"),
         (lambda r: changed_checkpoint(r / stage / "checkpoint.pt", other_weights), "SHA-256 of checkpoint.pt is"),
-        (in_metrics(lambda m: m["sha256"].update({"data/train": "0"})), "SHA-256 of data/train is 0, but should be"),
-        (in_metrics(lambda m: m["config"].update(learning_rate=1.0)), "checkpoint.pt is not what .*: config is"),
-        (in_metrics(lambda m: m.update(seed=5)), "seed is 0, but should be 5"),
+        (in_metrics(lambda m: m["sha256"].update({"data/train": "0"})), "SHA-256 of data/train is 0, elsewhere"),
+        (in_metrics(lambda m: m["config"].update(learning_rate=1.0)), "checkpoint.pt does not agree .*: config is"),
+        (in_metrics(lambda m: m.update(seed=5)), "seed is 0, elsewhere 5"),
         (in_metrics(lambda m: m["sha256"].update({"/etc/passwd": "0"})), "names '/etc/passwd', which is not here"),
         (lambda r: (r / stage / "log.jsonl").write_text('{"epoch": 2}\n'), "its epochs do not follow one another"),
         (lambda r: (r / stage / "metrics.json").unlink(), "train_vggish holds no complete run, so there is nothing"),
@@ -474,7 +474,7 @@ def test_an_epoch_that_was_not_the_best_is_refused(
     epoch = runs.read_metrics(results / "train_all")["epoch"]
     lines[epoch - 1]["validation_loss"] = 9e9
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(runs.UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, but should be {epoch}"):
+    with pytest.raises(runs.UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, elsewhere {epoch}"):
         verified(results)
 
 
@@ -485,7 +485,9 @@ def test_upstream_that_changed_and_folders_without_hashes_are_told(
     changed = Path(shutil.copytree(chain, tmp_path / "changed"))
     changed_checkpoint(changed / "judge" / "checkpoint.pt", lambda checkpoint: None)  # the same, in other bytes
     rehash(changed / "judge")
-    with pytest.raises(runs.UserError, match="emnist_dcgan/metrics.json is not .*: SHA-256 of judge/checkpoint.pt is"):
+    with pytest.raises(
+        runs.UserError, match="emnist_dcgan/metrics.json does not agree .*: SHA-256 of judge/checkpoint.pt is"
+    ):
         verified(changed)
     old = Path(shutil.copytree(chain, tmp_path / "old"))
     changed_json(old / "emnist_dcgan" / "metrics.json", lambda metrics: metrics.pop("sha256"))

@@ -406,7 +406,7 @@ def test_where_loudness_comes_first_the_other_distance_counts_in_the_rest_of_the
     log = [json.loads(line) for line in (results / "train_all" / "log.jsonl").read_text().splitlines()]
     ear, network, generator, dataset = train_all.load_model(results / "train_all" / "checkpoint.pt")
     validation = data.load_heard(dataset, "validation", Path(), "cpu")
-    _, distance = train_all.imagine(ear, network, generator, validation, "multiscale")
+    _, distance = train_all.imagine(ear, network, generator, validation.images, "multiscale")
     best = min(log, key=lambda line: line["validation_loss"])
     assert best["validation_sound_distance"] == pytest.approx(distance, rel=1e-4)  # the same measure for every epoch
 
@@ -421,7 +421,7 @@ def test_rehearsal_teaches_to_imagine_a_memory_from_its_sound(results: Path) -> 
     torch.save(checkpoint, path)
     learned = {}
     device = torch.device("cpu")
-    memory, _ = train_all.load_memory(train_all.Config(results=results), None, device)
+    memory, _ = train_all.load_memory(results, None, device)
     torch.manual_seed(0)
     remembered = train_all.remember(memory, 64, device)
     assert remembered.std(0).mean() > 0.03
@@ -480,10 +480,9 @@ def test_greyness_is_none_of_black_and_white_and_falls_along_its_gradient() -> N
 def thinking(chain: Path, steps: int) -> tuple[train_all.SecondThoughts, Tensor, Tensor]:
     """What the chain's run thinks again with; and ten sounds, `(10, 1, 112, 64)`, with their embeddings, `(10, 100)`."""
     ear, network, generator, dataset = train_all.load_model(chain / "train_all" / "checkpoint.pt")
-    settings = evaluate.Config(results=chain, second_thoughts=steps)
     for kernels in (parameter for parameter in generator.parameters() if parameter.dim() == 4):
         kernels.data *= 8  # after so little training, it draws hardly anything else than grey
-    think_again = train_all.load_second_thoughts(settings, ear, generator, dataset, torch.device("cpu"))
+    think_again = train_all.load_second_thoughts(chain, steps, ear, generator, dataset, torch.device("cpu"))
     with torch.no_grad():
         heard = ear(data.load_heard(dataset, "test", Path(), "cpu").images[:10])
         return think_again, heard, network.embed(heard)
@@ -611,7 +610,7 @@ def test_stage_two_learns_to_read(tmp_path: Path) -> None:
 def test_the_generator_learns_where_the_ink_is(results: Path) -> None:
     rates = {"learning_rate": 1e-3, "discriminator_learning_rate": 2e-4, "instance_noise": 0.5}
     emnist_dcgan.main(config(*STAGES[2], results, epochs=1, images_per_epoch=1600, batch=16, width=16, **rates))
-    generator, _ = train_all.load_memory(train_all.Config(results=results), "handwritten", torch.device("cpu"))
+    generator, _ = train_all.load_memory(results, "handwritten", torch.device("cpu"))
     drawn = emnist_dcgan.draw(generator, emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
     torch.manual_seed(0)
     untrained = emnist_dcgan.draw(Generator(16), emnist_dcgan.noise(200, 0, torch.device("cpu"))).mean(0, keepdim=True)
@@ -982,7 +981,8 @@ def test_stage_three_names_the_script_for_a_missing_damaged_or_foreign_checkpoin
     with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt is missing; run {said}"):
         train_all.main(config(*STAGES[3], results))
     path.write_bytes((results / "train_all" / "checkpoint.pt").read_bytes())
-    with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt is a checkpoint of train_all.py; run {said}"):
+    said = f"is a checkpoint of 'train_all', not of '{folder}'; run {said}"
+    with pytest.raises(runs.UserError, match=f"{folder}/checkpoint.pt {said}"):
         train_all.main(config(*STAGES[3], results))
     assert (results / "train_all" / "metrics.json").exists()  # nothing was lost
 

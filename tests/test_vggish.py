@@ -482,7 +482,7 @@ def test_a_missing_embedder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"stage": "emnist_dcgan"}, r"is a checkpoint of emnist_dcgan\.py; run train_vggish\.py"),
+        ({"stage": "emnist_dcgan"}, r"is a checkpoint of 'emnist_dcgan', not of 'train_vggish'; run train_vggish\.py"),
         ({"version": 0}, r"has version 0, not 1; run train_vggish\.py"),
     ],
     ids=["stage", "version"],
