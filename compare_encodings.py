@@ -43,6 +43,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy import stats
 from torch import Tensor
 
+import comparison
 import data
 import emnist_dcgan
 import evaluate
@@ -356,7 +357,7 @@ def refuse_other_judges(schedule: Schedule, cell: Cell) -> None:
     """
     folder = cell.folder / "evaluation"
     anew = f"delete {folder}, and run again: the cell is only rated anew"
-    path, rating = evaluate.read_rating(folder, anew)
+    path, rating = comparison.read_rating(folder, anew)
     then, now = {**runs.plain(evaluate.Config()), **rating["config"]}, runs.plain(schedule.rate)
     differing = sorted({key for key in now if then[key] != now[key]} - {*runs.PLACES, "judges", "output"})
     if differing:
@@ -478,7 +479,7 @@ def invert_linearly(config: Config, schedule: Schedule, cell: Cell, device: torc
 # -- the tables and the pictures ---------------------------------------------------------------------------------------
 
 LINEAR = {"correlation": "linear_correlation", "retrieval": "linear_retrieval"}  # the same of the linear inverse
-CONCLUDED = {  # of evaluate.COLUMNS: what is concluded upon -> how it is called
+CONCLUDED = {  # of comparison.COLUMNS: what is concluded upon -> how it is called
     "judges_mean": "digits read right, mean of the three judges",
     "correlation": "correlation with the heard image",
     "retrieval": "retrieval of the source",
@@ -506,14 +507,14 @@ def title(cell: Cell) -> str:
 
 
 def row_of(cell: Cell, linear: dict[str, Any] | None) -> dict[str, Any]:
-    path, rating = evaluate.read_rating(cell.folder)
+    path, rating = comparison.read_rating(cell.folder)
     heard, encoding = rating["stages"]["train_all"]["config"], cell.listening.encoding
     column = encoding.samples / encoding.columns / encoding.sample_rate  # seconds
     seconds = [runs.read_metrics(cell.folder / stage)["seconds"] for stage in ("train_vggish", "train_all")]
     return {
         "encoding": cell.name,
         "seed": cell.seed,
-        **{name: get(rating) for name, (_, get) in evaluate.COLUMNS.items()},
+        **{name: get(rating) for name, (_, get) in comparison.COLUMNS.items()},
         "linear_correlation": linear and linear["correlation"]["mean"],
         "linear_retrieval": linear and linear["retrieval"]["overall"]["accuracy"],
         "sound_seconds": encoding.seconds,

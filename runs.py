@@ -644,6 +644,18 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return record
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's log.jsonl."""
+    mend = "run the script that writes it again"
+    lines = read_json(path, mend, lines=True)
+    with whole(path, mend):
+        if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
+            raise ValueError("its epochs do not follow one another")
+        if not all(isinstance(value, int | float | str) for line in lines for value in line.values()):
+            raise ValueError("a line holds more than numbers")
+    return lines
+
+
 def read_json(path: Path, mend: str, lines: bool = False) -> Any:
     """A JSON file of at most MAX_RECORD bytes, or, of one value a line, the list of them.
 

@@ -33,6 +33,7 @@ from models.vggish import VGGish
 from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_embedder, refuse_other_sounds
 from voice_translator import Encoding
 
+STAGES_BEFORE = ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")  # and the judge, which takes no part
 LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
 DOUBT = 0.01  # of what a sound is: with less than this, nobody thinks again
 THOUGHT = 0.03  # the learning rate of Adam where the embedding is moved by thinking
@@ -98,7 +99,7 @@ def main(config: Config) -> dict[str, float]:
     generator, classifier = load_memory(config.results, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)
     judge = mnist_classify_train.load_judge(config.results, dataset, device)
-    for name in ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan"):
+    for name in STAGES_BEFORE:
         runs.require_complete(config.results / name, f"run {runs.script_of(name)}")
     train = data.load_heard(dataset, "train", config.data_root, device)
     validation = data.load_heard(dataset, "validation", config.data_root, device)
@@ -117,7 +118,7 @@ def main(config: Config) -> dict[str, float]:
     upstream = {"encoding": asdict(ear.encoding), "frames": ear.frames, "hop": ear.hop, "dataset": dataset}
     upstream |= {"vggish_width": network.width, "generator_width": generator.width}
     made_from = data.sha256(train=train, validation=validation)
-    made_from |= runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")
+    made_from |= runs.checkpoint_sha256(config.results, *STAGES_BEFORE)
     run = runs.Run("train_all", config, device, config.name, made_from, draw_curves, **upstream)
     if run.done:
         return run.done
@@ -192,6 +193,11 @@ def main(config: Config) -> dict[str, float]:
         f"Next: evaluate.py{'' if config.name == 'train_all' else f' --name {config.name}'}"
     )
     return metrics
+
+
+def made_of(name: str) -> dict[str, str]:
+    """Stage -> its folder in results, of all that the run `name` of this stage is made of, itself included."""
+    return {**{stage: stage for stage in STAGES_BEFORE}, "train_all": name}
 
 
 def objective(config: Config, terms: dict[str, Any], done: float = 1.0) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import script
 
+import comparison
 import data
 import evaluate
 import judges
@@ -20,6 +21,7 @@ import page
 import ratings
 import runs
 import train_all
+import verification
 from models.kernel import KernelClassifier
 from models.transformer import Transformer
 
@@ -334,7 +336,7 @@ def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch,
 def test_a_rating_is_verified_by_rating_again(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "measure", lambda *_: ({}, 1))  # of the stages; test_safety.py has them
+    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))  # of the stages; test_safety.py has them
 
     def verified(results: Path, **settings: object) -> dict:
         return evaluate.main(evaluate.Config(results=results, device="cpu", data_root=Path(), verify=True, **settings))
@@ -346,7 +348,7 @@ def test_a_rating_is_verified_by_rating_again(
     assert said.endswith("is what it claims to be.\n")
     assert numbers == {
         name: get(json.loads((rated / "evaluation" / "metrics.json").read_text()))
-        for name, (_, get) in evaluate.COLUMNS.items()
+        for name, (_, get) in comparison.COLUMNS.items()
     }
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     shutil.move(results / "judges", tmp_path / "judges")
@@ -448,7 +450,7 @@ def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(
     assert "|  | train_all (1) | train_all (2) |" in table  # told apart
     assert "One seed only, so the spread is unknown: train_all (2)." in table
     assert "train_all (1): train_all.sound_consistency 1.0." in table
-    assert set(ours["columns"]) == set(evaluate.COLUMNS)
+    assert set(ours["columns"]) == set(comparison.COLUMNS)
 
 
 def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: dict, tmp_path: Path) -> None:
@@ -457,7 +459,7 @@ def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: d
     several, apart = "of which a row has several: their spread is of judges and runs", "in these three they cannot be"
 
     def said(*folders: Path) -> tuple[bool, bool]:
-        evaluate.compare(folders, tmp_path / "out")
+        comparison.compare(folders, tmp_path / "out")
         table = (tmp_path / "out" / "table.md").read_text()
         return several in table, apart in table
 
@@ -477,7 +479,7 @@ def test_a_comparison_says_where_a_row_is_of_several_machines_or_revisions(metri
     changed = json.loads((other / "metrics.json").read_text())
     changed["stages"]["train_all"].update(machine="another, float32", revision="0123456789ab")
     (other / "metrics.json").write_text(json.dumps(changed))
-    evaluate.compare((one, other), tmp_path / "out")
+    comparison.compare((one, other), tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
     for what in ("machine", "revision"):
         both = sorted([str(metrics["stages"]["train_all"][what]), changed["stages"]["train_all"][what]])
@@ -487,21 +489,21 @@ def test_a_comparison_says_where_a_row_is_of_several_machines_or_revisions(metri
 def test_of_an_encoding_only_what_differs_is_said(metrics: dict, tmp_path: Path) -> None:
     mel = {**metrics["stages"]["train_all"]["config"]["encoding"], "curve": "mel"}
     folders = rating(metrics, tmp_path / "0", 0, 0.5), rating(metrics, tmp_path / "1", 1, 0.5, encoding=mel)
-    rows = evaluate.compare(folders, tmp_path / "out")["rows"]
+    rows = comparison.compare(folders, tmp_path / "out")["rows"]
     assert [row["settings"] for row in rows] == [{"train_all.encoding.curve": curve} for curve in ("exponential", "mel")]
 
 
 def test_the_rating_of_a_run_that_is_there_no_more_is_refused(rated: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(rated, tmp_path / "results"))
-    evaluate.compare((results,), tmp_path / "out")
+    comparison.compare((results,), tmp_path / "out")
     path = results / "train_all" / "checkpoint.pt"
     torch.save({**torch.load(path, weights_only=True), "epoch": 7}, path)
     with pytest.raises(runs.UserError, match="is of another run than .*train_all holds now; run evaluate.py on it again"):
-        evaluate.compare((results,), tmp_path / "out")
+        comparison.compare((results,), tmp_path / "out")
     record = json.loads((results / "evaluation" / "metrics.json").read_text())
     record["config"]["output"] = str(results / "evaluation")  # of a run elsewhere, put here
     (results / "evaluation" / "metrics.json").write_text(json.dumps(record))
-    evaluate.compare((results,), tmp_path / "out")
+    comparison.compare((results,), tmp_path / "out")
 
 
 def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Path) -> None:
@@ -509,7 +511,7 @@ def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Pat
     fewer = json.loads((folders[1] / "metrics.json").read_text())
     fewer["classifier"]["images"] = fewer["retrieval"]["overall"]["images"] = 50
     (folders[1] / "metrics.json").write_text(json.dumps(fewer))
-    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["settings"] for row in rows] == [{f"evaluate.{k}": n for k in ("digits", "searched")} for n in (360, 50)]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| digits heard | 360 | 50 |" in table
@@ -522,15 +524,13 @@ def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict
     del older["stages"]["train_all"]["config"]["augmentation"]
     (folders[1] / "metrics.json").write_text(json.dumps(older))
     folders.append(rating(metrics, tmp_path / "2", 2, 0.5, augmentation=0.5))
-    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["seeds"] for row in rows] == [[0, 1], [2]]
     assert [row["settings"] for row in rows] == [{"train_all.augmentation": 0.0}, {"train_all.augmentation": 0.5}]
-    del older["config"]["second_thoughts"]
-    (folders[1] / "metrics.json").write_text(json.dumps(older))
     again = json.loads((folders[0] / "metrics.json").read_text())
     again["config"]["second_thoughts"] = 8
     (folders[2] / "metrics.json").write_text(json.dumps(again))
-    rows = evaluate.compare(tuple(folders), tmp_path / "out")["rows"]
+    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["settings"] for row in rows] == [{"evaluate.second_thoughts": 0}, {"evaluate.second_thoughts": 8}]
     assert [row["name"] for row in rows] == ["train_all", "train_all, second thoughts"]
 

@@ -33,6 +33,7 @@ import mnist_classify_train
 import runs
 import train_all
 import train_vggish
+import verification
 import voice_translator
 
 THOROUGH = int(os.environ.get("LISTEN_THOROUGH", 1))
@@ -468,7 +469,7 @@ def test_a_results_folder_that_is_not_what_it_claims_is_refused(chain: Path, tmp
 def test_an_epoch_that_was_not_the_best_is_refused(
     results: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "measure", lambda *_: ({}, 1))
+    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))
     path = results / "train_all" / "log.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     epoch = runs.read_metrics(results / "train_all")["epoch"]
@@ -481,7 +482,7 @@ def test_an_epoch_that_was_not_the_best_is_refused(
 def test_upstream_that_changed_and_folders_without_hashes_are_told(
     chain: Path, tmp_path: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "measure", lambda *_: ({}, 1))  # which the test above does
+    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))  # which the test above does
     changed = Path(shutil.copytree(chain, tmp_path / "changed"))
     changed_checkpoint(changed / "judge" / "checkpoint.pt", lambda checkpoint: None)  # the same, in other bytes
     rehash(changed / "judge")

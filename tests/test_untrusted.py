@@ -27,7 +27,6 @@ from test_data import numbered, write_idx
 from test_safety import THOROUGH, in_a_child
 
 import data
-import evaluate
 import pictures
 import runs
 import voice_translator
@@ -158,7 +157,7 @@ def test_a_damaged_record_is_refused_in_words(tmp_path: Path, monkeypatch: pytes
     for content in (b"", b"3\n", b'{"epoch": 2}\n', b'{"epoch": 1}\n{"epoch": 3}', b'{"epoch": 1, "loss": [1]}'):
         (tmp_path / "log.jsonl").write_bytes(content)
         with pytest.raises(runs.UserError, match=r"log.jsonl is (missing or damaged|no whole)"):
-            evaluate.read_log(tmp_path / "log.jsonl")
+            runs.read_log(tmp_path / "log.jsonl")
     monkeypatch.setattr(runs, "MAX_RECORD", 10)
     path.write_text(json.dumps({"config": {}}))
     with pytest.raises(runs.UserError, match="metrics.json is missing or damaged"):
@@ -293,7 +292,7 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[Path], objec
         "released weights": (old, lambda path: load_audioset_convolutions(VGGish(16, 1), path)),
         "data set": ([idx.read_bytes()], read_idx),
         "record": ([record], read_metrics),
-        "log": ([b'{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25}\n'], evaluate.read_log),
+        "log": ([b'{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25}\n'], runs.read_log),
     }
 
 
