@@ -35,6 +35,7 @@ CONSISTENT := --sound-consistency 1 --distance multiscale --loudness-first 0.8 -
 
 test: install
 	$(PY) -m pytest
+	@if command -v nvidia-smi >/dev/null; then $(PY) -m pytest -m gpu -n 0; fi
 
 lint: install
 	.venv/bin/ruff check .

@@ -64,7 +64,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic)
+    device = runs.choose_device(config.device, config.deterministic, trains=True)
     which = (config.data_root, device, config.split, config.file, config.digits_only)
     train = data.load_remembered(config.dataset, "train", *which)
     validation = data.load_remembered(config.dataset, "validation", *which)

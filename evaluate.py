@@ -300,7 +300,7 @@ def realism(
 def choose(correlations: Tensor, labels: Tensor, read: list[Tensor]) -> list[tuple[int, str]]:
     """Index and rank of the best, the median and the worst of each class, by correlation with the heard image; and of the
     first one, if any, that most judges misread. `read`: for each judge the digits that it reads."""
-    shown, misread = [], torch.stack(read).ne(labels).double().mean(0) > 0.5
+    shown, misread = [], (torch.stack(read).ne(labels).double().mean(0) > 0.5).tolist()
     for digit in labels.unique().tolist():
         index = torch.nonzero(labels == digit)[:, 0]
         index = index[correlations[index].argsort(descending=True, stable=True)].tolist()

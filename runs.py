@@ -111,7 +111,8 @@ def in_words() -> Iterator[None]:
         raise UserError(f"{what} cannot be used ({why}); unlock it or make room, or name another.") from error
     except (MemoryError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else "no more is left"
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in reason:
+        said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # by the CPU, CUDA, and its libraries
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(words in reason for words in said):
             raise
         raise UserError(
             f"the memory does not suffice ({reason}); lower --batch, end what else takes it, or give another --device."
@@ -144,9 +145,10 @@ def refuse_impossible(config: Any) -> None:
             raise UserError(f"{flag}; give one of at most {LARGEST_SEED:,}, either way.")
 
 
-def choose_device(name: str, deterministic: bool = False) -> torch.device:
+def choose_device(name: str, deterministic: bool = False, trains: bool = False) -> torch.device:
     """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why. Each process of torchrun
-    takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway."""
+    takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway; else, where a
+    script `trains`, cuDNN tries which of its algorithms is the fastest."""
     gpu = torch.cuda.is_available()
     if launched() > 1:
         if "LOCAL_RANK" not in os.environ:
@@ -172,9 +174,11 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         except RuntimeError as error:  # older than this PyTorch knows, broken, or another's alone
             reason = str(error).splitlines()[0]
             raise UserError(f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for it.") from error
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = not deterministic  # shapes never change
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: what is rounded is rounded to bfloat16, by autocast
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # asking alone takes seconds
+            torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = trains and not deterministic  # its shapes never change, as a rating's do
+        # float32 means float32, in sounds above all: what is rounded is rounded to bfloat16, by autocast.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     join(device)
@@ -274,7 +278,8 @@ def join(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         patience = timedelta(hours=2)  # of those that wait while process 0 downloads
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        gpu = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+        dist.init_process_group(**gpu, timeout=patience)
         atexit.register(dist.destroy_process_group)
         if rank():
             sys.stdout = io.StringIO()
@@ -372,7 +377,9 @@ class Run:
         self.history: list[dict] = []
         self.best: int | None = None  # epoch
         self.networks: dict[str, nn.Module] = {}
-        self.how = f"in {precision(device)} by {processes()} process{'es' if processes() > 1 else ''}"
+        where = "the CPU" if device.type == "cpu" else "a GPU"
+        where += " with --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
+        self.how = f"in {precision(device)} on {where} by {processes()} process{'es' if processes() > 1 else ''}"
         self.started = self.drawn = time.perf_counter()
         self.revision = revision()  # of the code that runs, whatever is committed meanwhile
         hold(self.folder)

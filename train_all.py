@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
     if config.joint_epochs > config.epochs:
         raise runs.UserError(f"--joint-epochs is {config.joint_epochs}, of {config.epochs} epochs; give no more of them.")
-    device = runs.choose_device(config.device, config.deterministic)
+    device = runs.choose_device(config.device, config.deterministic, trains=True)
     ear, network, dataset = load_ear(config, device)
     generator, classifier = load_memory(config.results, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)

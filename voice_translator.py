@@ -43,7 +43,8 @@ from torch import Tensor, nn
 # IMAGES_TOGETHER are taken some columns at a time, so that one reading of the bank of sinusoids serves all of them.
 CPU_TOGETHER, GPU_TOGETHER = 1 << 19, 1 << 27
 IMAGES_TOGETHER = 64
-STEEPEST = 64  # times smaller, on a GPU by PyTorch's own kernel: it keeps its weights in shared memory, and fails at some 90
+STEEPEST = 40  # times smaller, on a GPU by PyTorch's own kernel: it keeps its weights in shared memory, and fails at 47 in
+# float64, at 95 in float32
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
 Curve = Literal["exponential", "linear", "tanh", "mel", "bark"]
@@ -213,7 +214,8 @@ class VoiceTranslator(nn.Module):
 
     Between two clips, of the grey levels and of the samples, the sound is a fixed linear map of the amplitudes. So each
     column is one product of `(B, rows)` amplitudes with a `(rows, samples)` bank of sinusoids that is computed once.
-    It computes in float32; in float64 after `.double()`, and never in less, whatever the model around it is cast to.
+    It computes in float32; in float64 after `.double()`, and never in less, whatever the model around it is cast to. (A GPU
+    does so as long as its matrix products in TensorFloat-32 are off, as PyTorch has them and our scripts make sure.)
 
     Args:
         encoding: the scheme; kept as the attribute `encoding`.

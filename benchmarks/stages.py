@@ -8,7 +8,8 @@ in three ways, which take turns, so that whatever else the machine does disturbs
 spread is shown:
 
     ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
-    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast
+    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast, to
+                TensorFloat-32 neither
     published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
 
 The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal and on the way back, is
@@ -261,7 +262,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     """Print the tables; returns the images a second of every stage in each of the three ways, one a round."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = runs.choose_device(config.device)
+    device = runs.choose_device(config.device, trains=True)
     torch.manual_seed(0)
     ear = Ear(Encoding()).to(device)
     rows = stages(config, device)
@@ -296,6 +297,9 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
                 step, optimisers = row.build(way == "ours", frames[way])
                 work = partial(step, inputs(way, row), labels[: row.batch])
                 work()  # the first call pays for allocations
+                if device.type == "cuda":  # and for cuDNN's trials, whose memory does not count
+                    torch.cuda.reset_peak_memory_stats(device)
+                    work()
             steps[row.name, way], loads[row.name, way] = work, partial(inputs, way, row)
             if way == "ours":
                 floors[row.name] = operations_and_bytes(work, optimisers)

@@ -20,10 +20,15 @@ CHAIN = {  # script -> its flags, in the order of the stages
 }
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """One thread for every process that starts after this, pytest-xdist's and the scripts: two of two threads each wait for
-    one another in the BLAS of NumPy, where a product that takes half a second alone took seventeen."""
+    one another in the BLAS of NumPy, where a product that takes half a second alone took seventeen.
+
+    And no GPU but for `-m gpu`: where there is one, PyTorch starts a thread for it at the first gradient, even on the CPU,
+    and no process forked after that can compute another."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def script(name: str, *flags: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -63,3 +68,4 @@ def results(chain: Path, tmp_path: Path) -> Path:
 def one_thread() -> None:
     """Tiny networks gain nothing from threads, and bit-equality must not depend on how many there are."""
     torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -223,6 +223,18 @@ def test_the_transformer_learns() -> None:
     assert not torch.allclose(one, other, atol=1e-3)
 
 
+def test_the_transformer_judges_by_the_layers_that_it_learned_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fast path for layers that do not learn has another gelu on a GPU than on the CPU."""
+    judge = Transformer().requires_grad_(False).eval()
+    images = 2 * torch.rand(3, 1, 64, 64) - 1
+    fast = torch._transformer_encoder_layer_fwd
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: (taken.append(1), fast(*args))[1])
+    logits = judge(images)
+    assert not taken
+    torch.testing.assert_close(judge.train()(images), logits, rtol=0, atol=1e-5)
+
+
 def test_judges_of_other_settings_are_trained_again_and_kept_ones_are_not(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -297,16 +297,19 @@ def test_a_run_that_goes_on_in_another_way_says_so(
 ) -> None:
     config = Settings(tmp_path)
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
-    for precision, processes, said in (
-        ("float32", 1, None),
-        ("bfloat16", 1, "it was begun in float32 by 1 process, and goes on in bfloat16 by 1 process: the result is another"),
-        ("float32", 2, "it was begun in float32 by 1 process, and goes on in float32 by 2 processes: the result is another"),
+    begun = "it was begun in float32 on the CPU by 1 process, and goes on in"
+    for precision, processes, deterministic, said in (
+        ("float32", 1, False, None),
+        ("bfloat16", 1, False, f"{begun} bfloat16 on the CPU by 1 process: the result is another"),
+        ("float32", 2, False, f"{begun} float32 on the CPU by 2 processes: the result is another"),
+        ("float32", 1, True, f"{begun} float32 on a GPU with --deterministic by 1 process: the result is another"),
     ):
         assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(runs, "precision", lambda device, precision=precision: precision)
             elsewhere.setattr(runs, "processes", lambda processes=processes: processes)
-            run = runs.Run("small", replace(config, resume=True), torch.device("cpu"))
+            elsewhere.setattr(torch, "are_deterministic_algorithms_enabled", lambda so=deterministic: so)
+            run = runs.Run("small", replace(config, resume=True), torch.device("cuda" if deterministic else "cpu"))
             network = nn.Linear(3, 2)
             run.restore(network=network, optimiser=torch.optim.Adam(network.parameters()))
             runs.release(run.folder)
@@ -385,7 +388,7 @@ def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same(size: tup
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 def test_a_gpu_gives_the_same_bits_again(stage: object, chain: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):

@@ -388,7 +388,7 @@ def test_compiles_as_one_graph_and_autocast_leaves_the_sound_alone() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 @settings(max_examples=20, deadline=None)
 @given(e=schemes, seed=st.integers(0, 1000))
 def test_every_scheme_sounds_the_same_on_the_gpu(e: Encoding, seed: int) -> None:
@@ -398,7 +398,7 @@ def test_every_scheme_sounds_the_same_on_the_gpu(e: Encoding, seed: int) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
     e = Encoding.hificode(stereo=True)
     images = torch.from_numpy(greys(e, count=3))

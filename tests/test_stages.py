@@ -891,6 +891,10 @@ def test_the_headers_as_they_are_are_possible() -> None:
          "the memory does not suffice (CUDA out of memory. Tried 9 GiB.); lower --batch, end what else takes it, or"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
          "the memory does not suffice ([enforce fail] DefaultCPUAllocator"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+         "the memory does not suffice (CUDA error: out of memory); lower --batch"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+         "the memory does not suffice (CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
         (MemoryError(), "the memory does not suffice (no more is left)"),
     ],
 )  # fmt: skip
@@ -938,6 +942,20 @@ def test_a_gpu_that_cannot_be_used_and_one_for_all_processes_are_refused(monkeyp
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(runs.UserError, match="--device cuda:0 would be every process's; give cuda or auto"):
         runs.choose_device("cuda:0")
+
+
+def test_a_gpu_computes_in_float32_and_tries_its_algorithms_only_where_shapes_never_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for backend, name in ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")):
+        monkeypatch.setattr(backend, name, getattr(backend, name))  # put back at the end
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    with PretendedGPU():
+        runs.choose_device("cuda", trains=True)
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
+        assert torch.backends.cudnn.benchmark
+        runs.choose_device("cuda")
+        assert not torch.backends.cudnn.benchmark
 
 
 def test_a_run_takes_no_other_scripts_place(results: Path) -> None:

@@ -329,7 +329,7 @@ def test_bfloat16_autocast_does_not_change_the_sound() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch sees")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 @pytest.mark.parametrize("e", [Encoding(), Encoding(rows=64, columns=64, sample_rate=22050)], ids=["28", "64"])
 def test_the_gpu_gives_the_sound_of_the_cpu(e: Encoding) -> None:
     images = torch.from_numpy(digitlike((16, 28, 28)))
