@@ -79,7 +79,7 @@ def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], N
     return translate
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.3) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
     """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of them alone, as at the end
     of an epoch."""
     calls = 1
