@@ -19,8 +19,8 @@ and metrics.json. Nothing is rated anew.
 
 With `--verify`, it prints a line for each stage, and a verdict. It hashes checkpoints, earlier stages' checkpoints and data,
 and holds them against the records; compares configuration, numbers and epochs in checkpoint, metrics and log; and measures
-the reported numbers again, those of the rating too, if there is one. The first mismatch ends it with exit code 2; so does a
-folder without hashes, of before they were kept. That the training was as recorded it cannot say: only training again can.
+the reported numbers again, those of the rating too, if there is one. The first mismatch ends it with exit code 2. It cannot
+say that the training was as recorded: only training again can.
 """
 
 import json
@@ -337,34 +337,23 @@ def verify(config: Config) -> dict[str, Any]:
     """Whether the run `config.name`, the stages before it, and its rating, if there is one, are what their records say.
 
     Raises:
-        runs.UserError: with the first mismatch; or, where there is none, if there are folders without hashes.
+        runs.UserError: with the first mismatch.
     """
     device = runs.choose_device(config.device)
-    measured, unhashed = verify_stages(config.results, config.name, config.data_root, device)
+    measured = verify_stages(config.results, config.name, config.data_root, device)
     rating = output_of(config)
     if (rating / "metrics.json").exists():
-        again = verify_rating(config, rating, device)
-        if again is None:
-            unhashed.append(rating.name)
-        else:
-            measured["evaluate"] = again
+        measured["evaluate"] = verify_rating(config, rating, device)
     else:
         print(f"{rating}: no rating is there")
-    if unhashed:
-        raise runs.UserError(
-            f"{config.results} cannot be verified, for want of hashes, which were not always kept: {', '.join(unhashed)}; "
-            "nothing else contradicts the records; run these again to have them."
-        )
     print(f"verified: {config.results} is what it claims to be.")
     return measured
 
 
-def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[str, float] | None:
-    """The numbers of a rating, measured again by the judges and on the digits that it names; None if it names none. Of
-    these COLUMNS are returned; all are compared."""
+def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[str, float]:
+    """The numbers of a rating, measured again by the judges and on the digits that it names. Of these COLUMNS are returned;
+    all are compared."""
     path, metrics = read_rating(folder)
-    if not {*(f"{name}/checkpoint.pt" for name in judges.KEPT), f"data/{config.part}"} <= metrics["sha256"].keys():
-        return None
     with runs.whole(path, "run evaluate.py"):
         said = {name: metrics["config"][name] for name in RATED_WITH}
         refuse_unlike(path, "what is rated", [said.pop(n) for n in ("name", "part")], [config.name, config.part])

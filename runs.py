@@ -407,7 +407,7 @@ class Run:
                 f"({', '.join(f'{key}: {then.get(key)}' for key in changed)}); "
                 f"set the header back, or {LEAVE_OUT}."
             )
-        before = record.get("sha256") or {}
+        before = record.get("sha256")
         if not isinstance(before, dict):
             raise UserError(f"{self.folder}/{file} is damaged; {LEAVE_OUT}.")
         others = [name for name, digest in self.sha256.items() if before.get(name, digest) != digest]
@@ -433,14 +433,15 @@ class Run:
                 if isinstance(part, torch.optim.Optimizer) and not _fits(part):
                     raise ValueError(f"the state of {name} does not fit")
             self.history, self.best = list(last["history"]), last.get("best")
+            begun = last["how"]
             if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
                 raise ValueError("its epochs do not follow one another")
         if self.best == last["epoch"]:  # the process may have ended before this was written
             save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
         meet()
         print(f"resumed: {self.folder} after epoch {last['epoch']}")
-        if last.get("how", self.how) != self.how:
-            print(f"it was begun {last['how']}, and goes on {self.how}: the result is another than undisturbed")
+        if begun != self.how:
+            print(f"it was begun {begun}, and goes on {self.how}: the result is another than undisturbed")
         return last["epoch"] + 1
 
     def _begin(self) -> None:

@@ -30,7 +30,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_embedder, refuse_other_sounds
+from vggish import HEARD_TOGETHER, Ear, Heard, Probe, load_embedder, refuse_other_sounds
 from voice_translator import Encoding
 
 STAGES_BEFORE = ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")  # and the judge, which takes no part
@@ -252,7 +252,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
         encoding, frames, dataset = Encoding(**config["encoding"]), config["frames"], config["dataset"]
         network = runs.load_network(lambda: VGGish(frames, config["vggish_width"]), networks["vggish"], path)
         generator = runs.load_network(lambda: Generator(config["generator_width"]), networks["generator"], path)
-        ear = Ear(encoding, frames, config.get("hop", HOP)).to(device)
+        ear = Ear(encoding, frames, config["hop"]).to(device)
         refuse_other_sounds(ear, checkpoint, path)
     layout = {"device": device, "memory_format": torch.channels_last}
     return ear, network.to(**layout).eval(), generator.to(**layout).eval(), dataset

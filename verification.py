@@ -24,20 +24,19 @@ from vggish import load_embedder
 TOLERANCE, DIGITS = 0.005, 10
 
 
-def verify_stages(results: Path, name: str, data_root: Path, device: torch.device) -> tuple[dict[str, Any], list[str]]:
+def verify_stages(results: Path, name: str, data_root: Path, device: torch.device) -> dict[str, Any]:
     """Whether the run `name` and the stages before it are what their records say, a printed line for each.
 
     Returns:
-        The numbers that were measured again, stage by stage; and the folders of before hashes were kept.
+        The numbers that were measured again, stage by stage.
 
     Raises:
         runs.UserError: with the first mismatch.
     """
-    measured, unhashed = {}, []
-    for stage, folder in {stage: results / called for stage, called in train_all.made_of(name).items()}.items():
+    measured = {}
+    for stage, called in train_all.made_of(name).items():
+        folder = results / called
         metrics, checkpoint = verify_record(folder, stage)
-        if not metrics.get("sha256"):
-            unhashed.append(folder.name)
         with runs.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
             verify_files(results, name, data_root, stage, metrics)
             numbers, count = measure(results, name, data_root, stage, checkpoint, device)
@@ -46,13 +45,12 @@ def verify_stages(results: Path, name: str, data_root: Path, device: torch.devic
             measured[stage] = numbers
         same = all(metrics[number] == again for number, again in numbers.items())
         shown = ", ".join(f"{number} {metrics[number]:.4f}" for number in numbers)
-        hashed = "made before hashes were kept" if folder.name in unhashed else "hashes agree"
         print(
-            f"{folder}: seed {metrics['seed']}, epoch {metrics['epoch']}, revision {metrics['revision']}; {hashed}; "
+            f"{folder}: seed {metrics['seed']}, epoch {metrics['epoch']}, revision {metrics['revision']}; hashes agree; "
             f"{shown}: measured again, {'the same' if same else 'the same but for rounding'}",
             flush=True,
         )
-    return measured, unhashed
+    return measured
 
 
 def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -68,6 +66,9 @@ def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, A
         for name, value in checkpoint["metrics"].items():
             refuse_unlike(path, name, value, metrics[name])
         refuse_unlike(path, "seed", metrics["config"]["seed"], metrics["seed"])
+        lacking = {*checkpoint["sha256"], "checkpoint.pt"} - metrics["sha256"].keys()
+        if lacking:
+            raise runs.UserError(f"{folder}/metrics.json lacks the SHA-256 of {', '.join(sorted(lacking))}; {mend} again.")
         for state in checkpoint["networks"].values():
             if not runs.finite(state):
                 raise runs.UserError(f"{path} holds weights that are not finite; {mend}.")
@@ -91,7 +92,7 @@ def verify_files(results: Path, name: str, data_root: Path, stage: str, metrics:
     record = results / folders[stage] / "metrics.json"
     files = {f"{folder}/checkpoint.pt": results / folder / "checkpoint.pt" for folder in folders.values()}
     files["checkpoint.pt"] = results / folders[stage] / "checkpoint.pt"
-    for named, digest in (metrics.get("sha256") or {}).items():
+    for named, digest in metrics["sha256"].items():
         kind, _, part = named.partition("/")
         if kind == "data" and part in ("train", "validation", "test"):
             here = data.sha256(**{part: digits_of(data_root, stage, metrics["config"], part)})[named]
@@ -132,8 +133,7 @@ def measure(
         features = (ratings.judge_features(judge, images) for images in (samples, data.as_seen(digits.images)))
         return {"frechet_distance": ratings.frechet_distance(*features)}, count
     ear, network, generator, _ = train_all.load_model(results / name / "checkpoint.pt", device)
-    kind = settings.get("distance", "absolute")  # older checkpoints have none
-    imagined, distance = train_all.imagine(ear, network, generator, digits.images, kind)
+    imagined, distance = train_all.imagine(ear, network, generator, digits.images, settings["distance"])
     rating = train_all.rate(classifier, judge, digits, imagined)
     return {"test_accuracy": rating.pop("accuracy"), **rating, "sound_distance": distance}, count
 

@@ -310,7 +310,7 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
     config = checkpoint["config"]
     with runs.whole(path, "run train_vggish.py"):
         encoding, width = Encoding(**config["encoding"]), config["width"]
-        hop = config.get("hop", HOP)  # older checkpoints have none
+        hop = config["hop"]
         frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
         network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
         ear = Ear(encoding, frames, hop).to(device)

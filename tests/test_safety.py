@@ -482,7 +482,7 @@ def test_an_epoch_that_was_not_the_best_is_refused(
         verified(results)
 
 
-def test_upstream_that_changed_and_folders_without_hashes_are_told(
+def test_upstream_that_changed_and_a_record_without_its_hashes_are_told(
     chain: Path, tmp_path: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))  # which the test above does
@@ -493,10 +493,13 @@ def test_upstream_that_changed_and_folders_without_hashes_are_told(
         runs.UserError, match="emnist_dcgan/metrics.json does not agree .*: SHA-256 of judge/checkpoint.pt is"
     ):
         verified(changed)
-    old = Path(shutil.copytree(chain, tmp_path / "old"))
-    changed_json(old / "emnist_dcgan" / "metrics.json", lambda metrics: metrics.pop("sha256"))
-    with pytest.raises(runs.UserError, match="old cannot be verified, for want of hashes, .*: emnist_dcgan; nothing else"):
-        verified(old)
+    record = Path(shutil.copytree(chain, tmp_path / "fewer")) / "emnist_dcgan" / "metrics.json"
+    changed_json(record, lambda metrics: metrics["sha256"].pop("data/train"))
+    with pytest.raises(runs.UserError, match="emnist_dcgan/metrics.json lacks the SHA-256 of data/train; run"):
+        verified(tmp_path / "fewer")
+    changed_json(record, lambda metrics: metrics.pop("sha256"))
+    with pytest.raises(runs.UserError, match=r"emnist_dcgan/metrics.json is no whole checkpoint \(no 'sha256'\)"):
+        verified(tmp_path / "fewer")
 
 
 # -- full disks, folders that cannot be written, or are not there any more ---------------------------------------------

@@ -43,7 +43,7 @@ def checkpoint() -> dict:
     return {
         "stage": "train_vggish",
         "version": runs.CHECKPOINT_VERSION,
-        "config": {"encoding": asdict(E), "frames": 16, "width": 1, "dataset": "handwritten"},
+        "config": {"encoding": asdict(E), "frames": 16, "hop": 160, "width": 1, "dataset": "handwritten"},
         "networks": {"vggish": VGGish(16, 1).state_dict()},
         "epoch": 1,
         "metrics": {"epoch": 1, "loss": 0.5},

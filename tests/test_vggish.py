@@ -443,7 +443,7 @@ def checkpoint_of(network: VGGish, frames: int | None, **changed: object) -> dic
     return {
         "stage": "train_vggish",
         "version": runs.CHECKPOINT_VERSION,
-        "config": {"encoding": dataclasses.asdict(HEARD), "frames": frames, "width": 4, "seed": 0},
+        "config": {"encoding": dataclasses.asdict(HEARD), "frames": frames, "hop": 160, "width": 4, "seed": 0},
         "networks": {"vggish": network.state_dict()},
         "epoch": 1,
         "metrics": {"epoch": 1},
