@@ -48,8 +48,10 @@ import data
 import emnist_dcgan
 import evaluate
 import figures
+import files
 import judges
 import mnist_classify_train
+import processes
 import ratings
 import runs
 import train_all
@@ -153,7 +155,7 @@ class Cell(NamedTuple):
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Run what is not there yet, and compare; returns the rows of comparison.csv."""
-    if runs.launched() > 1:
+    if processes.launched() > 1:
         raise runs.UserError("torchrun would have all processes run the same cell; start this script once for each GPU.")
     try:
         return run_missing(config)
@@ -166,7 +168,7 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
     """Run every cell that is neither finished nor held by another process, and summarise after each."""
     device = runs.choose_device(config.device)
     root = config.results / "encodings"
-    runs.probe(root)
+    files.probe(root)
     schedule = scheduled(config)
     memory = root / f"memory-{key_of(memory_settings(schedule))}"
     cells = list_cells(config, schedule, root)
@@ -190,7 +192,7 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
                         invert_linearly(config, schedule, cell, device)
                     else:
                         run_cell(config, schedule, memory, cell, device)
-        except runs.Held as error:
+        except files.Held as error:
             print(f"{error} It is left to them.", flush=True)
             elsewhere.append(cell)
             continue
@@ -275,13 +277,13 @@ def key_of(settings: list[Any]) -> str:
 
 @contextmanager
 def holding(folder: Path, patient: bool = True) -> Iterator[None]:
-    """Hold `folder` against other processes; if another has it, wait for it (saying so), or raise `runs.Held`."""
+    """Hold `folder` against other processes; if another has it, wait for it (saying so), or raise `files.Held`."""
     said = False
     while True:
         try:
-            runs.hold(folder)
+            files.hold(folder)
             break
-        except runs.Held as error:
+        except files.Held as error:
             if not patient:
                 raise
             if not said:
@@ -291,7 +293,7 @@ def holding(folder: Path, patient: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        runs.release(folder)
+        files.release(folder)
 
 
 def run_stage(stage: Any, header: Any, *folders: str) -> None:
@@ -341,8 +343,8 @@ def refuse_other_sounds(cell: Cell) -> None:
         if folder.exists():
             print(f"{folder} was begun before its sounds were kept; whether the encoding's code was changed is not known")
         folder.mkdir(parents=True, exist_ok=True)
-        runs.save(path, probe.state_dict())
-    elif not probe.alike(runs.load_file(path, f"delete {path}, and run again").get("heard")):
+        files.save(path, probe.state_dict())
+    elif not probe.alike(files.load_file(path, f"delete {path}, and run again").get("heard")):
         raise runs.UserError(
             f"{cell.name} sounds otherwise than in {folder}: the code of its encoding was changed; delete {folder}, and run "
             "again, or give the encoding another name."
@@ -388,7 +390,7 @@ def save_shown(config: Config, schedule: Schedule, cell: Cell, device: torch.dev
     images = test.images[figures.per_class(test.labels, 1)[:, 0]]
     logmels = ear(images)
     shown = {"heard": data.as_seen(images), "logmels": logmels, "imagined": generator(network.embed(logmels))}
-    runs.save(cell.folder / "shown.pt", {name: value.float().cpu() for name, value in shown.items()})
+    files.save(cell.folder / "shown.pt", {name: value.float().cpu() for name, value in shown.items()})
 
 
 # -- the listener that learns next to nothing --------------------------------------------------------------------------
@@ -460,7 +462,7 @@ def invert_linearly(config: Config, schedule: Schedule, cell: Cell, device: torc
     best = max(range(len(scores)), key=scores.__getitem__)
     recovered, heard = seen(ridges[best](kernels(test.images))), data.as_seen(test.images)
     shown = figures.per_class(test.labels, 1)[:, 0]
-    runs.save(cell.folder / "shown.pt", {"recovered": recovered[shown].cpu()})
+    files.save(cell.folder / "shown.pt", {"recovered": recovered[shown].cpu()})
     record = {
         "stage": "linear",
         "correlation": ratings.mean(ratings.correlation(recovered, heard)),
@@ -472,7 +474,7 @@ def invert_linearly(config: Config, schedule: Schedule, cell: Cell, device: torc
         "versions": runs.versions(),
         "config": asdict(cell.listening),
     }
-    runs.write(cell.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    files.write(cell.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     print(f"recovered by a linear map: correlation {record['correlation']['mean']:.3f}. {cell.folder}", flush=True)
 
 
@@ -492,10 +494,10 @@ def summarise(config: Config, schedule: Schedule, cells: list[Cell], root: Path)
         finished = [cell for cell in cells if cell.finished]
         linear = {cell.name: runs.read_metrics(cell.folder) for cell in finished if cell.seed is None}
         rows = [row_of(cell, linear.get(cell.name)) for cell in finished if cell.seed is not None]
-        runs.write(root / "comparison.csv", lambda path: write_csv(path, rows))
+        files.write(root / "comparison.csv", lambda path: write_csv(path, rows))
         missing = [cell for cell in cells if not cell.finished]
         text = conclusions(rows, described(config, schedule), [title(cell) for cell in missing])
-        runs.write(root / "conclusions.md", lambda path: path.write_text(text, encoding="utf-8"))
+        files.write(root / "conclusions.md", lambda path: path.write_text(text, encoding="utf-8"))
         if rows:
             draw_ratings(root / "ratings.png", rows)
             draw_sheet(root / "sheet.png", finished)
@@ -583,7 +585,7 @@ def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
         f"dots: {count} seed{'s' * (max(seeds) > 1)}; bar: their mean with its 95 % t-interval (none for one seed);\n"
         f"dotted: {PRIMARY}; grey diamonds: the linear inverse, without a listener", fontsize=9,
     )  # fmt: skip
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=170))
+    files.write(path, lambda beside: figure.savefig(beside, dpi=170))
     plt.close(figure)
 
 
@@ -604,14 +606,14 @@ def draw_sheet(path: Path, finished: list[Cell]) -> None:
 
     grey, loud = {"cmap": "gray", "vmin": -1, "vmax": 1}, {"cmap": "magma", "vmin": -4.6, "vmax": 3}
     for line, name in enumerate(names, 1):
-        shown = runs.load_file(first[name].folder / "shown.pt", f"delete {first[name].folder}, and run again")
+        shown = files.load_file(first[name].folder / "shown.pt", f"delete {first[name].folder}, and run again")
         if line == 1:
             for axis in axes[0]:
                 strip(axis, shown["heard"], **grey)
         strip(axes[line, 0], shown["logmels"].transpose(2, 3).flip(2), **loud)  # low pitches at the bottom
         strip(axes[line, 1], shown["imagined"], **grey)
         if name in linear:
-            recovered = runs.load_file(linear[name].folder / "shown.pt", f"delete {linear[name].folder}, and run again")
+            recovered = files.load_file(linear[name].folder / "shown.pt", f"delete {linear[name].folder}, and run again")
             strip(axes[line, 2], recovered["recovered"], **grey)
         axes[line, 0].set_ylabel(name.replace("_", " "), rotation=0, ha="right", va="center")
     axes[0, 0].set_ylabel("image", rotation=0, ha="right", va="center")
@@ -620,7 +622,7 @@ def draw_sheet(path: Path, finished: list[Cell]) -> None:
     for axis in axes.flat:
         axis.set(xticks=(), yticks=())
         axis.set_frame_on(False)
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=160))
+    files.write(path, lambda beside: figure.savefig(beside, dpi=160))
     plt.close(figure)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import emnist_dcgan
+import files
 import mnist_classify_train
 import runs
 import train_all
@@ -43,7 +44,7 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         name = f"{metrics['config']['name']}/checkpoint.pt"
         rated = path.parent.parent / name
         here = metrics["config"].get("output") is None and rated.is_file()
-        if here and runs.file_sha256(rated) != metrics["sha256"].get(name):
+        if here and files.sha256(rated) != metrics["sha256"].get(name):
             raise runs.UserError(f"{path} is of another run than {rated.parent} holds now; run evaluate.py on it again.")
         groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append((path, metrics))
     differing = differing_settings([json.loads(key) for key in groups])
@@ -74,12 +75,12 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         )
     record = {"stage": "compare", "rows": rows, "revision": runs.revision(), "versions": runs.versions()}
     table = comparison_table(rows)
-    runs.hold(output)
+    files.hold(output)
     if runs.complete(output):
         runs.refuse_other(output, "compare")
-    runs.write(output / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
-    runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    runs.release(output)
+    files.write(output / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
+    files.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    files.release(output)
     print(f"{table}\n{output}/table.md, {output}/metrics.json")
     return record
 
@@ -91,7 +92,7 @@ def read_rating(folder: Path, mend: str = "run evaluate.py on its run again") ->
         raise runs.UserError(
             f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py on its run first."
         )
-    metrics = runs.read_json(path, mend)
+    metrics = files.read_json(path, mend)
     try:
         if metrics["stage"] != "evaluate":
             raise runs.UserError(f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote.")

@@ -27,6 +27,7 @@ from torch import Tensor
 import data
 import evaluate
 import figures
+import files
 import mnist_classify_train
 import ratings
 import runs
@@ -70,15 +71,15 @@ def main(config: Config) -> dict[str, Any]:
     device = runs.choose_device(config.device)
     output = config.results / evaluate.folder_of("controls", config)
     stages = evaluate.load_stages(config)
-    runs.hold(output)
-    runs.probe(output)
+    files.hold(output)
+    files.probe(output)
     evaluate.refuse_other_rating(output, config, "controls")
     model = Model(config, device)
     judge = mnist_classify_train.load_judge(config.results, model.dataset, device)
     test = data.load_heard(model.dataset, "test", config.data_root, device)
     heard = data.as_seen(test.images)
 
-    with runs.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
+    with files.whole(config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"):
         memory = load_memory_images(stages["emnist_dcgan"]["config"], config.data_root, device)
 
     print(f"hearing {len(heard)} test digits, by the encoding that was learned and by others ...", flush=True)
@@ -108,8 +109,8 @@ def main(config: Config) -> dict[str, Any]:
         "config": runs.plain(config),
         "stages": stages,
     }
-    runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    runs.release(output)
+    files.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    files.release(output)
     print(summary(record))
     print(f"{output}/metrics.json, {output}/twins.png, {output}/unheard.png")
     return record

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 import data
 import emnist_dcgan
+import files
 import judges
 import page
 import ratings
@@ -82,8 +83,8 @@ def main(config: Config) -> dict[str, Any]:
     device = runs.choose_device(config.device)
     output = output_of(config)
     stages = load_stages(config)
-    runs.hold(output)
-    runs.probe(output)
+    files.hold(output)
+    files.probe(output)
     refuse_other_rating(output, config)
     log = runs.read_log(config.results / config.name / "log.jsonl")
     rated = rate(config, device)
@@ -104,7 +105,7 @@ def main(config: Config) -> dict[str, Any]:
         "sha256": rated_sha256(config, rated.digits),
     }
     write_rating(output, record, rated, log)
-    runs.release(output)
+    files.release(output)
     for name, reading in record["judges"].items():
         if reading["real"]["accuracy"] < 0.9:
             more = "mnist_classify_train.py --judge-epochs" if name == "residual" else "--judges-epochs"
@@ -176,8 +177,8 @@ def write_rating(output: Path, record: dict[str, Any], rated: Rated, log: list[d
     judged = [rated.read[name] for name in record["judges"]]
     examples = [example(rated, index, rank) for index, rank in choose(rated.correlations, rated.digits.labels, judged)]
     train_all.save_pairs(output / "imagined.png", rated.digits, rated.imagined)
-    runs.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
-    runs.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+    files.write(output / "index.html", lambda path: path.write_text(page.render(record, examples, log), encoding="utf-8"))
+    files.write(output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
 
 
 def output_of(config: Config) -> Path:
@@ -251,7 +252,7 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
         runs.require_complete(folder, said)
         stages[stage]["machine"] = runs.read_metrics(folder).get("machine")
-    with runs.whole(config.results / config.name / "metrics.json", mend):
+    with files.whole(config.results / config.name / "metrics.json", mend):
         made_from = dict(runs.read_metrics(config.results / config.name).get("sha256") or {})
     here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
     for name, hashed in here.items():  # the judge took no part, and may be another
@@ -354,7 +355,7 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
     """The numbers of a rating, measured again by the judges and on the digits that it names. Of these COLUMNS are returned;
     all are compared."""
     path, metrics = read_rating(folder)
-    with runs.whole(path, "run evaluate.py"):
+    with files.whole(path, "run evaluate.py"):
         said = {name: metrics["config"][name] for name in RATED_WITH}
         refuse_unlike(path, "what is rated", [said.pop(n) for n in ("name", "part")], [config.name, config.part])
         if config.second_thoughts:
@@ -373,7 +374,7 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
     again = dict(leaves(rated.numbers))
     reported = dict(leaves({name: metrics.get(name) for name in rated.numbers}))
     refuse_unlike(path, "what is told", sorted(reported.keys() - again.keys()), sorted(again.keys() - reported.keys()))
-    with runs.whole(path, "run evaluate.py"):
+    with files.whole(path, "run evaluate.py"):
         for name, value in again.items():
             if isinstance(value, str):
                 refuse_unlike(path, name, reported[name], value)

@@ -13,15 +13,15 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torchvision.utils import save_image
 
+import files
 import pictures
-import runs
 from vggish import SAMPLE_RATE, Ear
 from voice_translator import to_pcm16
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
-    runs.write(path, lambda beside: save_image(images, beside, nrow=columns, value_range=(-1, 1), normalize=True))
+    files.write(path, lambda beside: save_image(images, beside, nrow=columns, value_range=(-1, 1), normalize=True))
 
 
 def save_imagined(path: Path, heard: Tensor, imagined: Tensor) -> None:
@@ -46,7 +46,7 @@ def save_rows(path: Path, titles: Sequence[str], rows: Sequence[Tensor]) -> None
             axis.set_xticks([])
             axis.set_yticks([])
         axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
+    files.write(path, lambda beside: figure.savefig(beside, dpi=110))
     plt.close(figure)
 
 
@@ -69,7 +69,7 @@ def save_curves(folder: Path, panels: Sequence[Sequence[str]]) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
-    runs.write(folder / "curves.png", lambda path: figure.savefig(path, dpi=110))
+    files.write(folder / "curves.png", lambda path: figure.savefig(path, dpi=110))
     plt.close(figure)
 
 
@@ -99,7 +99,7 @@ def save_soundscapes(folder: Path, ear: Ear, images: Tensor, labels: Tensor) -> 
             axes[1, column].set_yticks([])
     axes[1, 0].set_ylabel("mel band")
     figure.colorbar(shown, ax=axes[1], label="ln magnitude")
-    runs.write(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
+    files.write(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
     plt.close(figure)
     gap = int(0.5 * ear.encoding.sample_rate)
     one_after_another = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu()

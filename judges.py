@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+import files
 import mnist_classify_train
 import runs
 from models.kernel import KernelClassifier
@@ -90,7 +91,7 @@ def _kept_or_trained(
         print(f"judge {name}: {folder} was trained with another {', '.join(changed)}; it is trained again", flush=True)
         train(settings, device)
         checkpoint = runs.load_checkpoint(path, name, mend)
-    with runs.whole(path, mend):
+    with files.whole(path, mend):
         own, state = checkpoint["metrics"]["test_accuracy"], checkpoint["networks"]["judge"]
         print(f"judge {name}: {folder}; it reads {own:.2%} of the real test images right", flush=True)
     return state

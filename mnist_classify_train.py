@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import data
 import figures
+import files
 import runs
 from models.judge import Judge
 from models.lenet import LeNet
@@ -57,7 +58,7 @@ def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
     device = runs.choose_device(config.device, config.deterministic, trains=True)
     for stage in ("mnist_classify_train", "judge"):  # both from the start: neither is refused after hours of the other
-        runs.hold(config.results / stage)
+        files.hold(config.results / stage)
     train = data.load_heard(config.dataset, "train", config.data_root, device)
     validation = data.load_heard(config.dataset, "validation", config.data_root, device)
 
@@ -165,7 +166,7 @@ def load_judge(results: Path, dataset: str | None, device: torch.device) -> Judg
 def _restore(network: nn.Module, role: str, folder: Path, dataset: str | None) -> None:
     path, mend = folder / "checkpoint.pt", "run mnist_classify_train.py"
     checkpoint = runs.load_checkpoint(path, folder.name, mend)
-    with runs.whole(path, mend):
+    with files.whole(path, mend):
         learned, state = checkpoint["config"]["dataset"], checkpoint["networks"][role]
         if dataset and learned != dataset:
             raise runs.UserError(f"{path} reads {learned}, but {dataset} is heard; {mend} --dataset {dataset}.")

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from scipy.signal import ShortTimeFFT
 from torch import Tensor
 
+import files
 import runs
 
 MAX_PIXELS = 64_000_000  # of a picture; a larger one is refused before it is decoded, which takes up to 28 bytes a pixel
@@ -105,7 +106,7 @@ def write(path: Path, image: Tensor) -> None:
     """
     require_ending(path, IMAGES, "a picture")
     levels = (image * 255).round().to(torch.uint8).numpy()
-    runs.write(path, lambda beside: Image.fromarray(levels).save(beside))
+    files.write(path, lambda beside: Image.fromarray(levels).save(beside))
 
 
 def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
@@ -122,7 +123,7 @@ def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
         except soundfile.LibsndfileError as error:  # such as of a full disk
             raise OSError(error.error_string.strip()) from error
 
-    runs.write(path, writer)
+    files.write(path, writer)
 
 
 def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
@@ -184,5 +185,5 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, sample_rate: int,
             axis.yaxis.set_minor_locator(NullLocator())
         axis.set_ylim(hz[0] * 0.8, min(sample_rate / 2, hz[1] * 1.15))
     figure.colorbar(shown, ax=axes[0, -1], label="level (dB of full scale)")
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=100))
+    files.write(path, lambda beside: figure.savefig(beside, dpi=100))
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""What the stages share of running: the command line, the device, and the folder that a run leaves behind.
+"""What the stages share of running: the command line, the device, batches and steps, and the folder that a run leaves.
 
 A run lives in `results/<name>/`:
     checkpoint.pt   the best epoch's networks, which later stages load; a plain dict, loaded with `weights_only=True`
@@ -6,33 +6,23 @@ A run lives in `results/<name>/`:
     log.jsonl       one JSON line an epoch, from which the curves are drawn; there from the start, as a run's mark
     metrics.json    the numbers at the end, with configuration, seed, machine, versions, and the SHA-256 of the data, of the
                     checkpoints of earlier stages and of its own; present when the run is complete
-Every file is written beside its place and then moved there, so none is ever half-written. What a killed process left of one,
-`.unfinished-*`, is removed when the folder is next held. An epoch counts from the moment that last.pt is there; what was
-written of it before is written again. A run that is started anew is moved aside: a complete one to `<name>.before`, one that
-was stopped to `<name>.stopped`; each takes the place of an older one.
-
-What is read is not trusted: a file is refused in words, or is what it should be. Reading a checkpoint takes no more memory
-than twice its size, which is at most MAX_FILE.
+An epoch counts from the moment that last.pt is there; what was written of it before is written again. A run that is started
+anew is moved aside: a complete one to `<name>.before`, one that was stopped to `<name>.stopped`; each takes the place of an
+older one. How files are written, held and read: `files.py`.
 """
 
-import atexit
 import dataclasses
-import glob
 import hashlib
 import io
 import json
 import math
 import os
 import platform
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +33,11 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+import files
+import processes
+from files import UserError
 
 CHECKPOINT_VERSION = 1
-MAX_FILE = 4 * 1024**3  # bytes of a checkpoint; the largest of our own, of stage three at the published widths, takes 1.2 GB
-MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
-MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
-MAX_DEPTH = 12  # of lists and dicts in one another
-UMASK = os.umask(0o022)  # who may read what is written; it is told only by setting another
-os.umask(UMASK)
-UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
 DRAWN_EVERY = 10  # seconds: drawing the curves takes 0.1 to 0.3 s, and a small epoch on a GPU, we expect, not much more
 CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
 # What may differ between a run and its `--resume`: where things are, not what is computed.
@@ -67,14 +49,6 @@ LEAST = {"epochs": 1, "joint_epochs": 0, "judge_epochs": 1, "judges_epochs": 1, 
          "judges_batch": 2, "kernel_centres": 1, "width": 1, "second_thoughts": 0, "keep_gigabytes": 0, "generator_rate": 0,
          "beta1": 0, "instance_noise": 0, "rounds": 1, "threads": 1}  # fmt: skip
 LARGEST_SEED = 10**12  # times the 1,000,003 of `seed_epoch` it still fits into 64 bits
-
-
-class UserError(Exception):
-    """A user's mistake. Its message is one sentence that says what is wrong, where, and what mends it."""
-
-
-class Held(UserError):  # noqa: N818
-    """Another process writes into the folder."""
 
 
 def command_line(config_type: type, main: Callable[[Any], Any], description: str | None, default: Any = None) -> None:
@@ -150,7 +124,7 @@ def choose_device(name: str, deterministic: bool = False, trains: bool = False) 
     takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway; else, where a
     script `trains`, cuDNN tries which of its algorithms is the fastest."""
     gpu = torch.cuda.is_available()
-    if launched() > 1:
+    if processes.launched() > 1:
         if "LOCAL_RANK" not in os.environ:
             raise UserError("WORLD_SIZE is set, but LOCAL_RANK is not; start with torchrun, or unset WORLD_SIZE.")
         if name.startswith("cuda:"):
@@ -181,9 +155,9 @@ def choose_device(name: str, deterministic: bool = False, trains: bool = False) 
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    join(device)
+    processes.join(device)
     torch.set_flush_denormal(True)  # on the CPU, a network whose activations fade to denormals trains ten times slower
-    shared = f", one of {processes()} processes" if processes() > 1 else ""
+    shared = f", one of {processes.count()} processes" if processes.count() > 1 else ""
     print(f"device: {device_name(device)} ({reason}), {precision(device)}{shared}")
     return device
 
@@ -222,7 +196,7 @@ def seed_epoch(seed: int, epoch: int) -> torch.Generator:
     Nothing random is carried from one epoch into the next, so a resumed run draws what an undisturbed one does. Several
     processes draw the same batches, of which each takes its share, and other noise.
     """
-    torch.manual_seed(seed * 1_000_003 + epoch + 1000 * rank())
+    torch.manual_seed(seed * 1_000_003 + epoch + 1000 * processes.rank())
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch + 500_000)
 
 
@@ -232,83 +206,34 @@ def batches(
     """The indices of one epoch, `(batch,)` int64 each: a random order of `total`, of which the first `take` are used. The
     last, smaller batch is left out, unless it is the only one. With a progress bar when on a terminal. Of several processes
     each gets an equal share of every batch."""
-    if batch % processes() or batch < 2 * processes():
+    count = processes.count()
+    if batch % count or batch < 2 * count:
         raise UserError(
-            f"--batch {batch} cannot be shared equally by {processes()} processes, two or more for each; give a multiple of "
-            f"{processes()}."
+            f"--batch {batch} cannot be shared equally by {count} processes, two or more for each; "
+            f"give a multiple of {count}."
         )
     order = torch.randperm(total, generator=generator)[:take].to(device)
-    used = order[: max(len(order) - len(order) % batch, min(len(order) - len(order) % processes(), batch))]
+    used = order[: len(order) // batch * batch or len(order) // count * count]
     for together in progress(used.split(batch), title):
-        yield together[rank() :: processes()]
+        yield together[processes.rank() :: count]
 
 
 def progress(items: Iterable, title: str) -> Iterable:
-    return tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty() or rank() > 0)
+    return tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty() or processes.rank() > 0)
 
 
 def step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
     """One step downhill; of several processes, along the mean of their gradients, so that their networks stay alike."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    if processes() > 1:
+    if processes.count() > 1:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        together = torch.cat([gradient.flatten() for gradient in gradients]) / processes()
+        together = torch.cat([gradient.flatten() for gradient in gradients]) / processes.count()
         dist.all_reduce(together)
         for gradient, mean in zip(gradients, together.split([len(g.flatten()) for g in gradients]), strict=True):
             gradient.copy_(mean.view(gradient.shape))
     optimiser.step()
-
-
-# -- several processes: torchrun --nproc-per-node 4 train_vggish.py -----------------------------------------------------
-# Each holds the whole data set, takes its share of every batch, and steps along the mean gradient of all: the weights stay
-# alike. Each also validates, which costs no time; process 0 alone writes and prints. As is usual, BatchNorm takes the
-# statistics of a share.
-
-
-def launched() -> int:
-    """How many processes torchrun has launched; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def join(device: torch.device) -> None:
-    """Meet the other processes of torchrun, if there are any, and fall silent if this is not process 0."""
-    if launched() > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        patience = timedelta(hours=2)  # of those that wait while process 0 downloads
-        gpu = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
-        dist.init_process_group(**gpu, timeout=patience)
-        atexit.register(dist.destroy_process_group)
-        if rank():
-            sys.stdout = io.StringIO()
-
-
-def rank() -> int:
-    """The number of this process among those of torchrun; 0 where it is the only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    """How many processes share the work."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def meet() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-@contextmanager
-def one_first() -> Iterator[None]:
-    """Process 0 goes through alone, then the others: for downloads."""
-    if rank():
-        meet()
-    yield
-    if rank() == 0:
-        meet()
 
 
 class Mean:
@@ -332,9 +257,9 @@ class Mean:
     def read(self) -> float:
         if self.unread:
             self._check()
-        if processes() > 1 and self.count:
+        if processes.count() > 1 and self.count:
             dist.all_reduce(self.total)
-        return float(self.total) / max(self.count, 1) / processes()
+        return float(self.total) / max(self.count, 1) / processes.count()
 
     def _check(self) -> None:
         losses = torch.stack(self.unread).double()
@@ -379,19 +304,19 @@ class Run:
         self.networks: dict[str, nn.Module] = {}
         where = "the CPU" if device.type == "cpu" else "a GPU"
         where += " with --deterministic" if torch.are_deterministic_algorithms_enabled() else ""
-        self.how = f"in {precision(device)} on {where} by {processes()} process{'es' if processes() > 1 else ''}"
+        self.how = f"in {precision(device)} on {where} by {processes.count()} process{'es' if processes.count() > 1 else ''}"
         self.started = self.drawn = time.perf_counter()
         self.revision = revision()  # of the code that runs, whatever is committed meanwhile
-        hold(self.folder)
-        probe(self.folder)
+        files.hold(self.folder)
+        files.probe(self.folder)
         self.done: dict[str, Any] | None = None
         self._last = None
         if config.resume and complete(self.folder):
             self.done = read_metrics(self.folder)
             self._refuse_changes("metrics.json", self.done)
-            if rank() == 0:  # killed just before this was done
+            if processes.rank() == 0:  # killed just before this was done
                 (self.folder / "last.pt").unlink(missing_ok=True)
-            release(self.folder)
+            files.release(self.folder)
             print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
         elif config.resume and (self.folder / "last.pt").exists():
             self._last = load_checkpoint(self.folder / "last.pt", stage, LEAVE_OUT)
@@ -426,7 +351,7 @@ class Run:
             self._begin()
             return 1
         path, last = self.folder / "last.pt", self._last
-        with whole(path, LEAVE_OUT):
+        with files.whole(path, LEAVE_OUT):
             self._load_networks(last, path)
             for name, part in self._state.items():
                 part.load_state_dict(last["state"][name])
@@ -437,8 +362,8 @@ class Run:
             if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
                 raise ValueError("its epochs do not follow one another")
         if self.best == last["epoch"]:  # the process may have ended before this was written
-            save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
-        meet()
+            files.save(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
+        processes.meet()
         print(f"resumed: {self.folder} after epoch {last['epoch']}")
         if begun != self.how:
             print(f"it was begun {begun}, and goes on {self.how}: the result is another than undisturbed")
@@ -446,15 +371,15 @@ class Run:
 
     def _begin(self) -> None:
         """A new run takes the folder; what lies there is kept, but for what was written before an epoch was finished."""
-        if rank():
+        if processes.rank():
             return
         if complete(self.folder):
             refuse_other(self.folder, self.stage)
-        with _said(self.folder):
+        with files.writing(self.folder):
             for suffix, there in ((".before", complete(self.folder)), (".stopped", (self.folder / "last.pt").exists())):
                 if there:
                     aside = self.folder.with_name(self.folder.name + suffix)
-                    _keep(self.folder, aside)
+                    files.keep_aside(self.folder, aside)
                     self.folder.mkdir(exist_ok=True)
                     print(f"the run that was {'complete' if suffix == '.before' else 'stopped'} there is kept in {aside}")
                     break
@@ -466,7 +391,7 @@ class Run:
             for name in here:
                 if name != "log.jsonl":  # by which the folder is known as a run's, from before its first picture
                     (self.folder / name).unlink()
-        write(self.folder / "log.jsonl", lambda path: path.write_text(""))
+        files.write(self.folder / "log.jsonl", lambda path: path.write_text(""))
 
     def end_epoch(self, record: dict[str, float], best: bool) -> None:
         """Record a finished epoch; if `best`, make its networks the ones that later stages load."""
@@ -479,24 +404,24 @@ class Run:
         self.started = now
         self.history.append(record)
         lines = "".join(json.dumps(line) + "\n" for line in self.history)
-        write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
+        files.write(self.folder / "log.jsonl", lambda path: path.write_text(lines))
         if now - self.drawn >= DRAWN_EVERY:
             self._draw()
         self.best = record["epoch"] if best else self.best
         state = {name: part.state_dict() for name, part in self._state.items()}
         last = {**self._checkpoint(record), "state": state, "history": self.history, "best": self.best, "how": self.how}
-        save(self.folder / "last.pt", last)  # from here on the epoch counts
+        files.save(self.folder / "last.pt", last)  # from here on the epoch counts
         if best:
-            save(self.folder / "checkpoint.pt", self._checkpoint(record))
+            files.save(self.folder / "checkpoint.pt", self._checkpoint(record))
         shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items() if v != "")
         print(shown, flush=True)
-        meet()  # what process 0 wrote, all may read
+        processes.meet()  # what process 0 wrote, all may read
 
     def load_best(self) -> int:
         """Load the best epoch's networks, and return that epoch."""
         path = self.folder / "checkpoint.pt"
         checkpoint = load_checkpoint(path, self.stage, "start again")
-        with whole(path, "start again"):
+        with files.whole(path, "start again"):
             self._load_networks(checkpoint, path)
         return checkpoint["epoch"]
 
@@ -513,29 +438,29 @@ class Run:
         checkpoint = load_checkpoint(path, self.stage, "start again")
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
         sha256 = {**self.sha256, **(sha256 or {})}
-        save(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
-        if rank() == 0:
+        files.save(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
+        if processes.rank() == 0:
             record = {
                 "stage": self.stage,
                 **metrics,
                 "epoch": checkpoint["epoch"],
                 "machine": f"{device_name(self.device)}, {precision(self.device)}",
                 **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
-                "sha256": {**sha256, "checkpoint.pt": file_sha256(path)},
+                "sha256": {**sha256, "checkpoint.pt": files.sha256(path)},
             }
-            write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+            files.write(self.folder / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
             (self.folder / "last.pt").unlink(missing_ok=True)
-        release(self.folder)
-        meet()  # the run is complete for all of them, or for none
+        files.release(self.folder)
+        processes.meet()  # the run is complete for all of them, or for none
 
     def _draw(self) -> None:
-        if self.draw and rank() == 0:
+        if self.draw and processes.rank() == 0:
             self.draw(self.folder)
             self._refuse_vanished()
             self.drawn = time.perf_counter()
 
     def _refuse_vanished(self) -> None:
-        if not self.folder.is_dir() or not still_held(self.folder):
+        if not self.folder.is_dir() or not files.still_held(self.folder):
             raise UserError(
                 f"{self.folder} was removed while the run went on; start again, and leave the folder where it is."
             )
@@ -558,28 +483,6 @@ class Run:
 LEAVE_OUT = "leave out --resume to start from the beginning"
 
 
-def _keep(folder: Path, aside: Path) -> None:
-    """Move `folder` to `aside`; what was there is gone only when the move was made. `_sweep` mends what a kill left."""
-    doomed = aside.with_name(f".{aside.name}.doomed")
-    if aside.exists():
-        os.replace(aside, doomed)
-    os.replace(folder, aside)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left unfinished of `folder`."""
-    for suffix in (".before", ".stopped"):
-        aside = folder.with_name(folder.name + suffix)
-        doomed = aside.with_name(f".{aside.name}.doomed")
-        if doomed.exists() and not aside.exists():
-            os.replace(doomed, aside)
-        shutil.rmtree(doomed, ignore_errors=True)
-    beside = folder.parent.glob(f"{UNFINISHED}{glob.escape(folder.name)}-????????.*")  # such as the picture of stage three
-    for leftover in (*folder.glob(f"{UNFINISHED}*"), *beside):
-        leftover.unlink(missing_ok=True)
-
-
 def changed_settings(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The names of the settings that differ, but for where things are."""
     return sorted(key for key in then.keys() | now.keys() if key not in PLACES and then.get(key) != now.get(key))
@@ -591,7 +494,7 @@ def settings_changed(folder: Path, config: Any) -> bool:
         if complete(folder):
             then = read_metrics(folder)["config"]
         elif (folder / "last.pt").exists():
-            then = load_file(folder / "last.pt", LEAVE_OUT)["config"]
+            then = files.load_file(folder / "last.pt", LEAVE_OUT)["config"]
         else:
             return False
         return bool(changed_settings(then, plain(config)))
@@ -646,7 +549,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         UserError: if they are missing or damaged.
     """
     path, mend = folder / "metrics.json", "run the script that writes it again"
-    record = read_json(path, mend)
+    record = files.read_json(path, mend)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise UserError(f"{path} is no record of a run; {mend}.")
     return record
@@ -655,35 +558,13 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of a run's log.jsonl."""
     mend = "run the script that writes it again"
-    lines = read_json(path, mend, lines=True)
-    with whole(path, mend):
+    lines = files.read_json(path, mend, lines=True)
+    with files.whole(path, mend):
         if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
             raise ValueError("its epochs do not follow one another")
         if not all(isinstance(value, int | float | str) for line in lines for value in line.values()):
             raise ValueError("a line holds more than numbers")
     return lines
-
-
-def read_json(path: Path, mend: str, lines: bool = False) -> Any:
-    """A JSON file of at most MAX_RECORD bytes, or, of one value a line, the list of them.
-
-    Raises:
-        UserError: if it is missing, damaged or larger.
-    """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_RECORD + 1)
-        if len(content) > MAX_RECORD:
-            raise ValueError("it is too large")
-        text = content.decode("utf-8")
-        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged; {mend}.") from error
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(network: nn.Module) -> str:
@@ -697,211 +578,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 def checkpoint_sha256(results: Path, *names: str) -> dict[str, str]:
     """The SHA-256 of checkpoints in `results`, by their path in it."""
-    return {f"{name}/checkpoint.pt": file_sha256(Path(results) / name / "checkpoint.pt") for name in names}
-
-
-def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    def writer(beside: Path) -> None:
-        try:
-            torch.save(checkpoint, beside)
-        except RuntimeError as error:  # as which a full disk arrives, in several wordings
-            raise OSError(f"{error}".splitlines()[0]) from error
-
-    write(path, writer)
-
-
-def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Have `writer` write a file beside `path`, with the same suffix, then move it there; it is on the disk before it takes
-    the place of another, should the power fail. Of several processes, process 0 does."""
-    if rank():
-        return
-    with _said(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stem = path.stem if path.stem.isascii() else ""  # libraries stumble over names that are no UTF-8
-        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f"{UNFINISHED}{stem[:100]}-", dir=path.parent)
-        os.close(handle)
-        try:
-            writer(Path(name))
-            os.chmod(name, 0o666 & ~UMASK)  # mkstemp makes files that only their owner reads
-            _sync(name)
-            os.replace(name, path)
-            _sync(path.parent)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def _sync(path: Path | str) -> None:
-    if os.name == "nt":  # where neither a folder nor a file opened for reading can be
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _said(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}); free or unlock the folder, or name another place.") from error
-
-
-def probe(folder: Path) -> None:
-    """Refuse a folder that cannot be written before hours of work, not after."""
-    if rank():
-        return
-    with _said(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, prefix=UNFINISHED):
-            pass
-
-
-_held: dict[tuple[int, Path], int] = {}  # process and lock file -> its descriptor; a forked child holds nothing
-
-
-def hold(folder: Path) -> None:
-    """Keep other processes out of `folder` until `release`, or until this process ends, however it ends: the lock is the
-    operating system's, on a file beside the folder, so none is left over. Twice in one process is as good as once. What a
-    killed process left unfinished there is removed.
-
-    Raises:
-        Held: if another process holds it; the sentence says who, and since when.
-    """
-    if rank():  # process 0 holds it for all
-        return
-    lock = _lock_of(folder)
-    while (os.getpid(), lock) not in _held:
-        with _said(Path(folder)):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is None:
-                raise OSError("this system has no flock")
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = os.read(descriptor, 1000).decode(errors="replace") or "another process"  # which has not written yet
-            os.close(descriptor)
-            raise Held(f"{folder} is in use by {who}; wait until it ends, or give another --results or --name.") from error
-        except OSError as error:  # some network file systems
-            os.close(descriptor)
-            lock.unlink(missing_ok=True)
-            print(f"{folder} cannot be held ({error}); let no other run write into it.", file=sys.stderr)
-            return
-        if not _is_same_file(descriptor, lock):  # its holder removed it after we opened it
-            os.close(descriptor)
-            continue
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
-        _held[os.getpid(), lock] = descriptor
-        with _said(Path(folder)):
-            _sweep(Path(folder))
-
-
-def still_held(folder: Path) -> bool:
-    """Whether the lock that `hold` took is where it was; also where there are no locks."""
-    lock = _lock_of(folder)
-    descriptor = _held.get((os.getpid(), lock))
-    return descriptor is None or _is_same_file(descriptor, lock)
-
-
-def release(folder: Path) -> None:
-    """Let other processes into `folder` again."""
-    _release(os.getpid(), _lock_of(folder))
-
-
-def _release(process: int, lock: Path) -> None:
-    descriptor = _held.pop((process, lock), None)
-    if descriptor is not None:
-        if process == os.getpid() and _is_same_file(descriptor, lock):
-            lock.unlink()  # still locked, so that nobody else's is meant
-        os.close(descriptor)
-
-
-@atexit.register
-def _release_all() -> None:
-    for process, lock in list(_held):
-        _release(process, lock)
-
-
-def _lock_of(folder: Path) -> Path:
-    folder = Path(folder).resolve()
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
-
-
-def load_file(path: Path, mend: str) -> dict[str, Any]:
-    """Load a dict of tensors and plain values from `path`; nothing in it is ever executed.
-
-    Raises:
-        UserError: if it is missing, damaged, larger than MAX_FILE, or holds more than it has bytes for, with `mend` as the
-            way out.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {mend}.")
-    size = path.stat().st_size
-    if size > MAX_FILE:
-        raise UserError(f"{path} has {size / 1e9:.1f} GB, more than any checkpoint; {mend}.")
-    try:
-        with open(path, "rb") as file:
-            mapped = file.read(4) == b"PK\3\4"  # else torch's format of before 1.6, as of the released AudioSet weights
-        # Mapped, so that nothing is unpacked, and no tensor grows beyond what the file holds.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged file raises any of a dozen types
-        raise UserError(f"{path} is damaged or no checkpoint; {mend}.") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is no checkpoint; {mend}.")
-    with whole(path, mend):
-        return _plain_only(loaded, {"values": MAX_VALUES, "bytes": size})
-
-
-def _plain_only(value: Any, left: dict[str, int], depth: int = 0) -> Any:
-    """`value`, if it is made of plain values and dense tensors of no more bytes than are `left`; the tensors are copied
-    out of the file."""
-    left["values"] -= 1
-    if left["values"] < 0 or depth > MAX_DEPTH:
-        raise ValueError("it holds too many values")
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError("it holds a tensor that is not dense")
-        left["bytes"] -= value.nbytes
-        if left["bytes"] < 0:
-            raise ValueError("its tensors are larger than the file")
-        return value.detach().clone(memory_format=torch.preserve_format)
-    if isinstance(value, dict):
-        for key in value:
-            _plain_only(key, left, MAX_DEPTH)
-            value[key] = _plain_only(value[key], left, depth + 1)
-        return value
-    if isinstance(value, list | tuple):
-        return type(value)(_plain_only(item, left, depth + 1) for item in value)
-    if not (value is None or isinstance(value, str | float) or (isinstance(value, int) and value.bit_length() < 64)):
-        raise ValueError(f"it holds what no checkpoint does ({type(value).__name__})")
-    return value
-
-
-@contextmanager
-def whole(path: Path, mend: str) -> Iterator[None]:
-    """Say in words that `path` lacks something, or holds another thing than it should.
-
-    Raises:
-        UserError: where an error of the kinds that this leads to is raised inside.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(f"{error}".split())[:200].rstrip(".")
-        reason = f"no {reason}" if isinstance(error, LookupError) else reason
-        raise UserError(f"{path} is no whole checkpoint ({reason}); {mend}.") from error
+    return {f"{name}/checkpoint.pt": files.sha256(Path(results) / name / "checkpoint.pt") for name in names}
 
 
 def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str, Any]:
@@ -911,7 +588,7 @@ def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str
         UserError: if it is missing, damaged, of another stage or of another version; the sentence names the script to run.
     """
     mend = mend or f"run {script_of(stage)}"
-    checkpoint = load_file(path, mend)
+    checkpoint = files.load_file(path, mend)
     kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path} is no checkpoint of this project; {mend}.")

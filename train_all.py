@@ -23,6 +23,7 @@ from torch import Tensor
 
 import data
 import figures
+import files
 import mnist_classify_train
 import ratings
 import runs
@@ -222,7 +223,7 @@ def load_ear(config: Config, device: torch.device) -> tuple[Ear, VGGish, str]:
         raise runs.UserError(
             f"{path} learned another encoding ({differing}); leave out --encoding, or run train_vggish.py with this one."
         )
-    with runs.whole(path, "run train_vggish.py"):
+    with files.whole(path, "run train_vggish.py"):
         dataset = runs.load_checkpoint(path, "train_vggish")["config"]["dataset"]
     return ear, network, dataset
 
@@ -232,7 +233,7 @@ def load_memory(results: Path, dataset: str | None, device: torch.device) -> tup
     named."""
     path = results / "emnist_dcgan" / "checkpoint.pt"
     checkpoint = runs.load_checkpoint(path, "emnist_dcgan")
-    with runs.whole(path, "run emnist_dcgan.py"):
+    with files.whole(path, "run emnist_dcgan.py"):
         width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
         generator = runs.load_network(lambda: Generator(width), state, path)
     generator.to(device, memory_format=torch.channels_last).eval()
@@ -248,7 +249,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGG
     """
     checkpoint = runs.load_checkpoint(path, "train_all")
     config, networks = checkpoint["config"], checkpoint["networks"]
-    with runs.whole(path, "run train_all.py"):
+    with files.whole(path, "run train_all.py"):
         encoding, frames, dataset = Encoding(**config["encoding"]), config["frames"], config["dataset"]
         network = runs.load_network(lambda: VGGish(frames, config["vggish_width"]), networks["vggish"], path)
         generator = runs.load_network(lambda: Generator(config["generator_width"]), networks["generator"], path)

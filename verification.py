@@ -11,6 +11,7 @@ import torch
 
 import data
 import emnist_dcgan
+import files
 import mnist_classify_train
 import ratings
 import runs
@@ -37,7 +38,7 @@ def verify_stages(results: Path, name: str, data_root: Path, device: torch.devic
     for stage, called in train_all.made_of(name).items():
         folder = results / called
         metrics, checkpoint = verify_record(folder, stage)
-        with runs.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
+        with files.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
             verify_files(results, name, data_root, stage, metrics)
             numbers, count = measure(results, name, data_root, stage, checkpoint, device)
             for number, again in numbers.items():
@@ -60,7 +61,7 @@ def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, A
         raise runs.UserError(f"{folder} holds no complete run, so there is nothing to verify; {mend}.")
     path, log_path = folder / "checkpoint.pt", folder / "log.jsonl"
     metrics, checkpoint, log = runs.read_metrics(folder), runs.load_checkpoint(path, stage), runs.read_log(log_path)
-    with runs.whole(folder / "metrics.json", mend):
+    with files.whole(folder / "metrics.json", mend):
         for name in ("stage", "seed", "epoch", "revision", "versions", "config"):
             refuse_unlike(path, name, checkpoint[name], metrics[name])
         for name, value in checkpoint["metrics"].items():
@@ -90,14 +91,14 @@ def verify_files(results: Path, name: str, data_root: Path, stage: str, metrics:
     """The files that the stage's record names by their hashes are those that are here."""
     folders = train_all.made_of(name)
     record = results / folders[stage] / "metrics.json"
-    files = {f"{folder}/checkpoint.pt": results / folder / "checkpoint.pt" for folder in folders.values()}
-    files["checkpoint.pt"] = results / folders[stage] / "checkpoint.pt"
+    places = {f"{folder}/checkpoint.pt": results / folder / "checkpoint.pt" for folder in folders.values()}
+    places["checkpoint.pt"] = results / folders[stage] / "checkpoint.pt"
     for named, digest in metrics["sha256"].items():
         kind, _, part = named.partition("/")
         if kind == "data" and part in ("train", "validation", "test"):
             here = data.sha256(**{part: digits_of(data_root, stage, metrics["config"], part)})[named]
-        elif named in files and files[named].is_file():
-            here = runs.file_sha256(files[named])
+        elif named in places and places[named].is_file():
+            here = files.sha256(places[named])
         else:
             raise runs.UserError(f"{record} names {named[:200]!r}, which is not here; put it back.")
         refuse_unlike(record, f"SHA-256 of {named}", digest, here)

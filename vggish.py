@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
+import files
 import runs
 from models.vggish import VGGish
 from voice_translator import Encoding, VoiceTranslator
@@ -308,7 +309,7 @@ def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, 
     """
     checkpoint = runs.load_checkpoint(path, "train_vggish")
     config = checkpoint["config"]
-    with runs.whole(path, "run train_vggish.py"):
+    with files.whole(path, "run train_vggish.py"):
         encoding, width = Encoding(**config["encoding"]), config["width"]
         hop = config["hop"]
         frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
@@ -329,7 +330,7 @@ def load_audioset_convolutions(network: VGGish, path: Path) -> None:
     Raises:
         runs.UserError: if the file is missing, damaged, or does not fit.
     """
-    state = runs.load_file(path, "give the local path of torchvggish's state dict, or leave audioset_weights empty")
+    state = files.load_file(path, "give the local path of torchvggish's state dict, or leave audioset_weights empty")
     convolutions = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
     if not convolutions:
         raise runs.UserError(f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's file.")

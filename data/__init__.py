@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
-import runs
-from runs import UserError
+import processes
+from files import UserError
 
 Part = Literal["train", "validation", "test"]
 MAX_IDX = 1024**3  # bytes of MNIST's or EMNIST's largest file; the official ones have at most 547 million
@@ -240,7 +240,7 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
     split = which.get("split")
     prefixes = [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
     files = ", ".join(f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-    with runs.one_first():
+    with processes.one_first():
         damaged = UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
         if not all(_is_idx(folder / name) for name in files.split(", ")):
             raise damaged

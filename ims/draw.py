@@ -24,6 +24,7 @@ from sklearn.datasets import load_sample_image
 
 import data
 import figures
+import files
 import mnist_classify_train
 import pictures
 import ratings
@@ -71,9 +72,9 @@ def main(config: Config) -> None:
     for picture in COPIED:
         source = config.results / picture
         if source.exists():
-            runs.write(config.out / source.name, lambda path, source=source: copy_small(source, path))
+            files.write(config.out / source.name, lambda path, source=source: copy_small(source, path))
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
-    runs.write(config.out / "samples.png", lambda path: save_small(samples, path))
+    files.write(config.out / "samples.png", lambda path: save_small(samples, path))
     draw_photo(config.out / "photo.png")
 
 
@@ -161,11 +162,11 @@ def draw_photo(path: Path) -> None:
     pictures.draw_spectrogram(path, image[0], translator(image)[0], encoding.sample_rate, hz, log=True)
     with Image.open(path) as drawn:
         smaller = drawn.convert("RGB").resize((drawn.width * 7 // 10, drawn.height * 7 // 10), Image.Resampling.LANCZOS)
-    runs.write(path, lambda beside: smaller.save(beside, optimize=True))
+    files.write(path, lambda beside: smaller.save(beside, optimize=True))
 
 
 def save(path: Path, figure: plt.Figure) -> None:
-    runs.write(path, lambda beside: figure.savefig(beside, dpi=110))
+    files.write(path, lambda beside: figure.savefig(beside, dpi=110))
     plt.close(figure)
 
 

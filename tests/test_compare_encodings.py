@@ -25,6 +25,7 @@ import comparison
 import emnist_dcgan
 import evaluate
 import figures
+import files
 import mnist_classify_train
 import runs
 import train_all
@@ -336,7 +337,7 @@ def test_a_second_process_waits_for_what_all_need(tmp_path: Path, capsys: pytest
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.7)
-        with pytest.raises(runs.Held), compare_encodings.holding(folder, patient=False):
+        with pytest.raises(files.Held), compare_encodings.holding(folder, patient=False):
             pass
     thread.join(timeout=20)
     assert entered.is_set()

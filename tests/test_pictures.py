@@ -155,12 +155,12 @@ def test_one_picture_of_a_glob_goes_into_a_folder_and_a_long_name_or_a_hidden_fi
 
 
 def test_what_one_writes_is_for_whom_one_lets_read(photo: Path) -> None:
+    before = os.umask(0o027)
     try:
-        os.umask(0o027)
         done = command("photo.png", "-o", "x.wav", "--device", "cpu", cwd=photo.parent)
         (photo.parent / "plain").touch()
     finally:
-        os.umask(runs.UMASK)
+        os.umask(before)
     assert done.returncode == 0, done.stderr
     assert (photo.parent / "x.wav").stat().st_mode == (photo.parent / "plain").stat().st_mode
 

@@ -29,7 +29,9 @@ import data
 import emnist_dcgan
 import evaluate
 import figures
+import files
 import mnist_classify_train
+import processes
 import runs
 import train_all
 import train_vggish
@@ -46,39 +48,39 @@ STAGES = (train_vggish, mnist_classify_train, emnist_dcgan, train_all)
 
 def test_hold_by_itself(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "run"
-    runs.hold(folder)
-    runs.hold(folder)  # again in the same process
+    files.hold(folder)
+    files.hold(folder)  # again in the same process
     lock = folder.with_name(".run.lock")
     assert f"process {os.getpid()} on " in lock.read_text()
-    runs.release(folder)
-    runs.release(folder)
+    files.release(folder)
+    files.release(folder)
     assert not lock.exists()
     lock.write_text("what a killed process left")
-    runs.hold(folder)
-    runs.release(folder)
+    files.hold(folder)
+    files.release(folder)
     assert not lock.exists()
 
 
 def test_the_second_process_is_told_who_holds_a_folder_until_the_first_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code = f"folder = Path({str(folder)!r}); runs.hold(folder); print('ready', flush=True); time.sleep(60)"
-    before = "import time; from pathlib import Path; import runs\n"
+    code = f"folder = Path({str(folder)!r}); files.hold(folder); print('ready', flush=True); time.sleep(60)"
+    before = "import time; from pathlib import Path; import files\n"
     first = subprocess.Popen([sys.executable, "-c", before + code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert first.stdout.readline() == "ready\n"
     today = time.strftime("%Y-")
-    with pytest.raises(runs.Held, match=rf"run is in use by process {first.pid} on .+ since {today}.*; wait until it ends"):
-        runs.hold(folder)
+    with pytest.raises(files.Held, match=rf"run is in use by process {first.pid} on .+ since {today}.*; wait until it ends"):
+        files.hold(folder)
     first.kill()
     first.wait()
-    runs.hold(folder)
-    runs.release(folder)
+    files.hold(folder)
+    files.release(folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_command_is_told_who_holds_its_folder(tmp_path: Path) -> None:
-    runs.hold(tmp_path / "train_vggish")
+    files.hold(tmp_path / "train_vggish")
     done = script("train_vggish.py", *CHAIN["train_vggish.py"], "--results", str(tmp_path))
-    runs.release(tmp_path / "train_vggish")
+    files.release(tmp_path / "train_vggish")
     assert (done.returncode, list((tmp_path / "train_vggish").glob("*"))) == (2, [])
     assert f"is in use by process {os.getpid()} on " in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,7 +140,7 @@ def killed_before_write(number: int, work: Callable[[], object]) -> Callable[[],
 def check_whole(results: Path) -> None:
     """Every file that is not plainly unfinished is whole."""
     for path in results.rglob("*"):
-        if path.name.startswith(runs.UNFINISHED) or not path.is_file():
+        if path.name.startswith(files.UNFINISHED) or not path.is_file():
             continue
         if path.suffix == ".pt":
             stage = torch.load(path, weights_only=True)["stage"]
@@ -167,7 +169,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     def numbers(folder: Path) -> object:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         metrics = json.loads((folder / "metrics.json").read_text())
-        assert metrics["sha256"].pop("checkpoint.pt") == runs.file_sha256(folder / "checkpoint.pt")
+        assert metrics["sha256"].pop("checkpoint.pt") == files.sha256(folder / "checkpoint.pt")
         metrics["sha256"] = {name: digest for name, digest in metrics["sha256"].items() if name.startswith("data/")}
         metrics.pop("revision")  # of the code, which may be edited while the tests run
         for place in runs.PLACES:
@@ -195,7 +197,7 @@ class Settings:
 def draw_losses(folder: Path) -> None:
     losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
     grey = (50 * np.array([losses])).astype(np.uint8)
-    runs.write(folder / "x.png", Image.fromarray(grey).save)
+    files.write(folder / "x.png", Image.fromarray(grey).save)
 
 
 def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) -> dict:
@@ -214,7 +216,7 @@ def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) 
             loss = network(torch.rand(4, 3)).square().mean()
             runs.step(loss, optimiser)
             mean.add(loss)
-        runs.write(run.folder / f"picture_{epoch}.png", Image.new("L", (1, 1)).save)  # before the epoch counts
+        files.write(run.folder / f"picture_{epoch}.png", Image.new("L", (1, 1)).save)  # before the epoch counts
         run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1)
     run.load_best()
     metrics = {"loss": run.history[-1]["loss"]}
@@ -298,7 +300,7 @@ def test_a_run_that_goes_on_in_another_way_says_so(
     config = Settings(tmp_path)
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
     begun = "it was begun in float32 on the CPU by 1 process, and goes on in"
-    for precision, processes, deterministic, said in (
+    for precision, count, deterministic, said in (
         ("float32", 1, False, None),
         ("bfloat16", 1, False, f"{begun} bfloat16 on the CPU by 1 process: the result is another"),
         ("float32", 2, False, f"{begun} float32 on the CPU by 2 processes: the result is another"),
@@ -307,12 +309,12 @@ def test_a_run_that_goes_on_in_another_way_says_so(
         assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(runs, "precision", lambda device, precision=precision: precision)
-            elsewhere.setattr(runs, "processes", lambda processes=processes: processes)
+            elsewhere.setattr(processes, "count", lambda count=count: count)
             elsewhere.setattr(torch, "are_deterministic_algorithms_enabled", lambda so=deterministic: so)
             run = runs.Run("small", replace(config, resume=True), torch.device("cuda" if deterministic else "cpu"))
             network = nn.Linear(3, 2)
             run.restore(network=network, optimiser=torch.optim.Adam(network.parameters()))
-            runs.release(run.folder)
+            files.release(run.folder)
         line = capsys.readouterr().out.strip().splitlines()[-1]
         assert line.startswith(said or f"resumed: {tmp_path}/small after epoch 1")
 
@@ -347,7 +349,7 @@ def test_a_stage_killed_at_random_moments_ends_as_an_undisturbed_one(
         check_whole(results)
     assert in_a_child(lambda: stage.main(config)) == 0
     assert_same_run(results / stage.__name__, chain / stage.__name__)
-    assert not list(results.rglob(f"{runs.UNFINISHED}*"))
+    assert not list(results.rglob(f"{files.UNFINISHED}*"))
     if stage is mnist_classify_train:
         assert_same_run(results / "judge", chain / "judge")
 
@@ -432,7 +434,7 @@ def changed_checkpoint(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def rehash(folder: Path) -> None:
-    digest = runs.file_sha256(folder / "checkpoint.pt")
+    digest = files.sha256(folder / "checkpoint.pt")
     changed_json(folder / "metrics.json", lambda m: m["sha256"].update({"checkpoint.pt": digest}))
 
 
@@ -531,7 +533,7 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
     assert "cannot be written" in said and "free or unlock the folder" in said
     after = runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")
     assert after["epoch"] == before["epoch"] < config.epochs
-    assert not list(tmp_path.rglob(f"{runs.UNFINISHED}*"))
+    assert not list(tmp_path.rglob(f"{files.UNFINISHED}*"))
     assert in_a_child(lambda: small_stage(replace(config, resume=True))) == 0
 
 
@@ -564,7 +566,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "small" / "diary.txt").write_text("mine")
     with pytest.raises(runs.UserError, match="small holds diary.txt, but no run; give another --results or --name"):
         small_stage(Settings(tmp_path))
-    runs.release(tmp_path / "small")
+    files.release(tmp_path / "small")
     assert (tmp_path / "small" / "diary.txt").read_text() == "mine"
 
 
@@ -592,7 +594,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_last_epoch_stays(
     )
     with pytest.raises(runs.UserError, match="the loss is inf in epoch 2, step 2: training diverged; lower the learning"):
         small_stage(Settings(tmp_path))
-    runs.release(tmp_path / "small")
+    files.release(tmp_path / "small")
     assert len(seen) == 5
     assert runs.load_checkpoint(tmp_path / "small" / "last.pt", "small")["epoch"] == 1
 
@@ -617,7 +619,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path, small: None,
     monkeypatch.setattr(runs, "step", overflowing)
     with pytest.raises(runs.UserError, match="the weights of the network are not finite at the end of epoch 1: training"):
         small_stage(Settings(tmp_path))
-    runs.release(tmp_path / "small")
+    files.release(tmp_path / "small")
     assert not list((tmp_path / "small").glob("*.pt"))
     monkeypatch.setattr(runs, "step", step)
     small_stage(Settings(tmp_path))  # what it left, a picture, stands in no one's way

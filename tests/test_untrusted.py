@@ -27,6 +27,7 @@ from test_data import numbered, write_idx
 from test_safety import THOROUGH, in_a_child
 
 import data
+import files
 import pictures
 import runs
 import voice_translator
@@ -143,7 +144,7 @@ def test_a_checkpoint_that_would_fill_the_memory_is_refused(tmp_path: Path, monk
     assert (tmp_path / "bomb.pt").stat().st_size < 1_500_000
     with pytest.raises(runs.UserError, match="bomb.pt is damaged or no checkpoint"):
         load_embedder(tmp_path / "bomb.pt")
-    monkeypatch.setattr(runs, "MAX_FILE", 1000)
+    monkeypatch.setattr(files, "MAX_FILE", 1000)
     with pytest.raises(runs.UserError, match="c.pt has 0.0 GB, more than any checkpoint"):
         load_embedder(path)
 
@@ -158,7 +159,7 @@ def test_a_damaged_record_is_refused_in_words(tmp_path: Path, monkeypatch: pytes
         (tmp_path / "log.jsonl").write_bytes(content)
         with pytest.raises(runs.UserError, match=r"log.jsonl is (missing or damaged|no whole)"):
             runs.read_log(tmp_path / "log.jsonl")
-    monkeypatch.setattr(runs, "MAX_RECORD", 10)
+    monkeypatch.setattr(files, "MAX_RECORD", 10)
     path.write_text(json.dumps({"config": {}}))
     with pytest.raises(runs.UserError, match="metrics.json is missing or damaged"):
         runs.read_metrics(tmp_path)

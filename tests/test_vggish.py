@@ -14,6 +14,7 @@ from pretended_gpu import PretendedGPU
 from scipy.signal import resample_poly
 
 import data
+import files
 import runs
 import train_all
 import vggish
@@ -458,7 +459,7 @@ def checkpoint_of(network: VGGish, frames: int | None, **changed: object) -> dic
 def test_the_embedder_is_the_network_that_was_saved(tmp_path: Path, frames: int | None, heard: int) -> None:
     network = VGGish(frames=heard, width=4)
     network(torch.randn(8, 1, heard, 64, generator=torch.Generator().manual_seed(0)))  # moves BatchNorm's statistics
-    runs.save(tmp_path / "checkpoint.pt", checkpoint_of(network, frames))
+    files.save(tmp_path / "checkpoint.pt", checkpoint_of(network, frames))
     ear, embedder = load_embedder(tmp_path / "checkpoint.pt")
     assert ear.encoding == HEARD
     assert ear.frames == heard
@@ -488,7 +489,7 @@ def test_a_missing_embedder_is_refused(tmp_path: Path) -> None:
     ids=["stage", "version"],
 )
 def test_another_checkpoint_is_refused(small: VGGish, tmp_path: Path, changed: dict, message: str) -> None:
-    runs.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, **changed))
+    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, **changed))
     with pytest.raises(runs.UserError, match=message):
         load_embedder(tmp_path / "checkpoint.pt")
 
@@ -505,7 +506,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(small: VGGish, tmp_path: Path) 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(small: VGGish, tmp_path: Path, kept: float) -> None:
     path = tmp_path / "checkpoint.pt"
-    runs.save(path, checkpoint_of(small, None))
+    files.save(path, checkpoint_of(small, None))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(runs.UserError, match=r"checkpoint\.pt is damaged or no checkpoint; run train_vggish\.py"):
@@ -517,7 +518,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(small: VGGish, tmp_path: Pa
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "harm",))
 
-    runs.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, metrics=Harm()))
+    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, metrics=Harm()))
     with pytest.raises(runs.UserError, match=r"checkpoint\.pt is damaged or no checkpoint"):
         load_embedder(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "harm").exists()
@@ -527,13 +528,13 @@ def test_a_checkpoint_that_would_run_code_is_refused(small: VGGish, tmp_path: Pa
 def test_weights_that_are_not_finite_are_refused(small: VGGish, tmp_path: Path, bad: float) -> None:
     state = {key: value.clone() for key, value in small.state_dict().items()}
     state["features.3.weight"][0, 0, 0, 0] = bad
-    runs.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, networks={"vggish": state}))
+    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, networks={"vggish": state}))
     with pytest.raises(runs.UserError, match=r"the weights in .*checkpoint\.pt are not finite; train it again"):
         load_embedder(tmp_path / "checkpoint.pt")
 
 
 def test_weights_that_do_not_fit_are_refused(small: VGGish, tmp_path: Path) -> None:
-    runs.save(tmp_path / "checkpoint.pt", checkpoint_of(small, 16))  # the network heard 32 frames
+    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, 16))  # the network heard 32 frames
     with pytest.raises(runs.UserError, match=r"the weights in .*checkpoint\.pt do not fit VGGish \(size mismatch"):
         load_embedder(tmp_path / "checkpoint.pt")
 
