@@ -115,7 +115,7 @@ OBJECTIVES = {
         "sound_consistency": 1.0, "distance": "multiscale", "loudness_first": 0.8, "rehearsal": 5.0, "detail": 10.0,
         "grey": 1.0, "generator_rate": 0.2, "dropout": False, "augmentation": 0.5, "classifier_augmentation": 1.0,
     },
-    "published": {"sound_consistency": 0.0, "detail": 0.0, "grey": 0.0, "generator_rate": 1.0, "dropout": True},
+    "published": {},  # train_all.py's default
 }  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def run_missing(config: Config) -> list[dict[str, Any]]:
     memory = root / f"memory-{key_of(memory_settings(schedule))}"
     cells = list_cells(config, schedule, root)
     for cell in {cell.folder.parent: cell for cell in cells}.values():
-        refuse_other_sounds(cell)
+        refuse_changed_code(cell)
     for cell in cells:
         if cell.finished and cell.seed is not None:
             refuse_other_judges(schedule, cell)
@@ -331,7 +331,7 @@ def run_cell(config: Config, schedule: Schedule, memory: Path, cell: Cell, devic
     evaluate.main(replace(schedule.rate, **place, judges=memory / "judges", output=cell.folder / "evaluation"))
 
 
-def refuse_other_sounds(cell: Cell) -> None:
+def refuse_changed_code(cell: Cell) -> None:
     """Refuse to go on with an encoding whose code makes other sounds than when its folder was begun, `sounds.pt`.
 
     Raises:
@@ -548,8 +548,7 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean over seeds, by Student's t; one seed has none."""
     if len(values) < 2:
         return None
-    half = stats.t.ppf(0.5 + ratings.CONFIDENCE / 2, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+    return stats.t.interval(ratings.CONFIDENCE, len(values) - 1, statistics.fmean(values), stats.sem(values))
 
 
 def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -125,30 +125,30 @@ def main(config: Config) -> dict[str, float]:
         return run.done
     first = run.restore(vggish=network, generator=generator, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
     count = config.epochs * (config.images_per_epoch or len(train.labels))
-    sounds = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
+    logmels = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         network.train()
         if not config.dropout:
-            network.embedding[2].eval()
+            network.embedding[2].eval()  # its dropout; the BatchNorm behind it goes on learning
         generator.requires_grad_(epoch > alone)  # always in eval mode: its BatchNorm statistics are part of the memory
         means: dict[str, runs.Mean] = {}
         title = f"epoch {epoch}/{config.epochs}"
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
         for step, index in enumerate(runs.progress(taken, title)):
             done = (epoch - 1 + step / len(taken)) / config.epochs
-            heard = sounds[index]
-            told = heard
+            heard = logmels[index]
+            inputs = heard
             if config.rehearsal:
                 remembered = remember(memory, len(index), device)
                 with torch.no_grad():
-                    told = torch.cat([heard, ear(data.as_drawn(remembered))])
+                    inputs = torch.cat([heard, ear(data.as_drawn(remembered))])
             with runs.autocast(device):
-                imagined, rehearsed = generator(network.embed(told)).tensor_split([len(index)])
-                read = imagined
+                imagined, rehearsed = generator(network.embed(inputs)).tensor_split([len(index)])
+                shown = imagined
                 if config.classifier_augmentation:
-                    read = data.varied(imagined, config.classifier_augmentation)
-                logits = classifier(read)
+                    shown = data.varied(imagined, config.classifier_augmentation)
+                logits = classifier(shown)
             terms = {"cross_entropy": F.cross_entropy(logits, train.labels[index])}
             if config.sound_consistency:
                 kind = "loudness" if done < config.loudness_first else config.distance
@@ -331,10 +331,10 @@ def sound_distance(ear: Ear, imagined: Tensor, heard: Tensor, leak: float = 0.0,
     mean absolute, or squared, difference of the log-mels, or of "multiscale" the mean over three resolutions, each half the
     one before in time and in pitch. "loudness" is the mean squared difference of the loudness, over the same resolutions:
     the mel magnitudes to the power of 0.6 (S. S. Stevens, J. Acoust. Soc. Am. 27, 1955). 0 for the heard image, as seen."""
-    told = ear(data.as_drawn(imagined), leak)
+    sounded = ear(data.as_drawn(imagined), leak)
     if kind == "loudness":
-        told, heard = torch.exp(LOUDNESS * told), torch.exp(LOUDNESS * heard)
-    difference = told - heard
+        sounded, heard = torch.exp(LOUDNESS * sounded), torch.exp(LOUDNESS * heard)
+    difference = sounded - heard
     resolutions = (1, 2, 4) if kind in ("multiscale", "loudness") else (1,)
     levels = [F.avg_pool2d(difference, k) for k in resolutions]
     return torch.stack([(x.square() if kind in ("squared", "loudness") else x.abs()).mean() for x in levels]).mean()
