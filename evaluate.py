@@ -187,7 +187,8 @@ def output_of(config: Config) -> Path:
 
 
 def refuse_other_rating(output: Path, config: Any, script: str = "evaluate") -> None:
-    """Refuse to put what `script` says of a run in the place of a run, or of what it said of another.
+    """Refuse to put what `script` says of a run in the place of a run, or of what it said of another, or with other second
+    thoughts.
 
     Raises:
         runs.UserError: if that is what lies in `output`.
@@ -196,12 +197,16 @@ def refuse_other_rating(output: Path, config: Any, script: str = "evaluate") -> 
         return
     runs.refuse_other(output, script)
     try:
-        name = runs.read_metrics(output)["config"]["name"]
-    except (runs.UserError, LookupError):
+        before = runs.read_metrics(output)["config"]
+        there, here = (
+            f"{name} with {steps or 'no'} second thoughts"
+            for name, steps in ((before["name"], before["second_thoughts"]), (config.name, config.second_thoughts))
+        )
+    except (runs.UserError, LookupError):  # a damaged one is nobody's
         return
-    if name != config.name:
+    if there != here:
         raise runs.UserError(
-            f"{output} holds what {script}.py said of {name}, not of {config.name}; move it away, or name another place."
+            f"{output} holds what {script}.py said of {there}, not of {here}; move it away, or name another place."
         )
 
 

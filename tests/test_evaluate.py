@@ -148,15 +148,18 @@ def test_second_thoughts_and_the_validation_part_are_rated_beside(
         evaluate.main(evaluate.Config(results=results, second_thoughts=-1, device="cpu", data_root=Path()))
 
 
-def test_a_rating_takes_no_runs_place_nor_another_runs_rating(rated: Path, tmp_path: Path) -> None:
+def test_a_rating_takes_no_runs_place_nor_that_of_another_rating(rated: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     settings = {"results": results, "device": "cpu", "data_root": Path()}
     with pytest.raises(runs.UserError, match="train_all holds what train_all left, which this would replace; give another"):
         evaluate.main(evaluate.Config(**settings, output=results / "train_all"))
     shutil.copytree(results / "train_all", results / "second_thoughts")
     shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")  # of train_all
-    with pytest.raises(runs.UserError, match=r"holds what evaluate.py said of train_all, not of second_thoughts; move"):
+    said = "holds what evaluate.py said of train_all with no second thoughts, not of"
+    with pytest.raises(runs.UserError, match=f"{said} second_thoughts with no second thoughts; move"):
         evaluate.main(evaluate.Config(**settings, name="second_thoughts"))
+    with pytest.raises(runs.UserError, match=f"{said} train_all with 2 second thoughts; move"):
+        evaluate.main(evaluate.Config(**settings, second_thoughts=2))
     for folder in ("train_all", "evaluation"):
         for path in (rated / folder).iterdir():
             assert (results / folder / path.name).read_bytes() == path.read_bytes()
