@@ -548,7 +548,8 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean over seeds, by Student's t; one seed has none."""
     if len(values) < 2:
         return None
-    return stats.t.interval(ratings.CONFIDENCE, len(values) - 1, statistics.fmean(values), stats.sem(values))
+    half = stats.sem(values) * stats.t.ppf(0.5 + ratings.CONFIDENCE / 2, len(values) - 1)
+    return statistics.fmean(values) - half, statistics.fmean(values) + half
 
 
 def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:

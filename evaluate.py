@@ -206,7 +206,8 @@ def refuse_other_rating(output: Path, config: Any, script: str = "evaluate") -> 
         return
     if there != here:
         raise runs.UserError(
-            f"{output} holds what {script}.py said of {there}, not of {here}; move it away, or name another place."
+            f"{output} holds what {script}.py said of {there}, not of {here}; move it away"
+            + (", or name another place by --output." if script == "evaluate" else ".")
         )
 
 
@@ -248,17 +249,17 @@ def load_stages(config: Config) -> dict[str, dict[str, Any]]:
         runs.UserError: if a checkpoint is missing, foreign or damaged, a stage is not complete, or stage three was not
             made from the networks of stages one and two that are there.
     """
-    mend = "run train_all.py" if config.name == "train_all" else f"run train_all.py --name {config.name}"
     stages = {}
     for stage, name in train_all.made_of(config.name).items():
         folder = config.results / name
-        said = mend if stage == "train_all" else f"run {runs.script_of(stage)}"
-        checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, said)
+        mend = f"run {runs.command_of(stage, name)}"
+        checkpoint = runs.load_checkpoint(folder / "checkpoint.pt", stage, mend)
         stages[stage] = {key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")}
-        runs.require_complete(folder, said)
-        stages[stage]["machine"] = runs.read_metrics(folder).get("machine")
-    with files.whole(config.results / config.name / "metrics.json", mend):
-        made_from = dict(runs.read_metrics(config.results / config.name).get("sha256") or {})
+        runs.require_complete(folder, mend)
+        metrics = runs.read_metrics(folder, mend)
+        stages[stage]["machine"] = metrics.get("machine")
+    with files.whole(folder / "metrics.json", mend):  # the last of them is stage three
+        made_from = dict(metrics.get("sha256") or {})
     here = runs.checkpoint_sha256(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
     for name, hashed in here.items():  # the judge took no part, and may be another
         if made_from.get(name) != hashed:
@@ -363,8 +364,11 @@ def verify_rating(config: Config, folder: Path, device: torch.device) -> dict[st
     with files.whole(path, "run evaluate.py"):
         said = {name: metrics["config"][name] for name in RATED_WITH}
         refuse_unlike(path, "what is rated", [said.pop(n) for n in ("name", "part")], [config.name, config.part])
-        if config.second_thoughts:
-            refuse_unlike(path, "--second-thoughts", said["second_thoughts"], config.second_thoughts)
+        steps = said["second_thoughts"]
+        if config.second_thoughts not in (0, steps):
+            raise runs.UserError(
+                f"{path} was rated with --second-thoughts {steps}, not {config.second_thoughts}; give as many."
+            )
         for stage, entry in load_stages(config).items():
             for name, value in entry.items():
                 refuse_unlike(path, f"{name} of {stage}", metrics["stages"][stage][name], value)

@@ -71,6 +71,7 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         stem = path.stem if path.stem.isascii() else ""  # libraries stumble over names that are no UTF-8
         beside = path.with_name(f"{UNFINISHED}{stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
         try:
+            beside.touch(exist_ok=False)  # by Python, which says why it cannot
             writer(beside)
             _sync(beside)
             os.replace(beside, path)

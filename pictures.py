@@ -1,4 +1,4 @@
-"""Pictures and sounds as files: what the translator's command reads and writes. Nothing that it reads is trusted."""
+"""Pictures and sounds as files, which the translator's command reads and writes. Nothing that is read is trusted."""
 
 import glob
 from collections.abc import Iterable

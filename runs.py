@@ -148,9 +148,9 @@ def choose_device(name: str, deterministic: bool = False, trains: bool = False) 
         except RuntimeError as error:  # older than this PyTorch knows, broken, or another's alone
             reason = str(error).splitlines()[0]
             raise UserError(f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for it.") from error
-        if deterministic != torch.are_deterministic_algorithms_enabled():  # asking alone takes seconds
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, even to what it is, takes seconds
             torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = trains and not deterministic  # its shapes never change, as a rating's do
+        torch.backends.cudnn.benchmark = trains and not deterministic  # of a training, whose shapes never change
         # float32 means float32, in sounds above all: what is rounded is rounded to bfloat16, by autocast.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use
@@ -312,7 +312,7 @@ class Run:
         self.done: dict[str, Any] | None = None
         self._last = None
         if config.resume and complete(self.folder):
-            self.done = read_metrics(self.folder)
+            self.done = read_metrics(self.folder, LEAVE_OUT)
             self._refuse_changes("metrics.json", self.done)
             if processes.rank() == 0:  # killed just before this was done
                 (self.folder / "last.pt").unlink(missing_ok=True)
@@ -335,7 +335,7 @@ class Run:
         before = record.get("sha256")
         if not isinstance(before, dict):
             raise UserError(f"{self.folder}/{file} is damaged; {LEAVE_OUT}.")
-        others = [name for name, digest in self.sha256.items() if before.get(name, digest) != digest]
+        others = [name for name, digest in self.sha256.items() if before.get(name) != digest]
         if others:
             raise UserError(
                 f"{self.folder}/{file} was made from another {', '.join(others)} than is here now; put it back, or "
@@ -507,10 +507,11 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def script_of(stage: str) -> str:
-    """The script that trains `stage`: two of them train judges too."""
+def command_of(stage: str, name: str = "train_all") -> str:
+    """The command that trains `stage`: two of the scripts train judges too, and stage three may have another `name`."""
     judges = {"judge": "mnist_classify_train.py", "transformer": "evaluate.py", "kernel": "evaluate.py"}
-    return judges.get(stage, f"{stage}.py")
+    named = f" --name {name}" if stage == "train_all" != name else ""
+    return judges.get(stage, f"{stage}.py") + named
 
 
 def complete(folder: Path) -> bool:
@@ -542,22 +543,28 @@ def refuse_other(folder: Path, stage: str) -> None:
         raise UserError(f"{folder} holds what {there} left, which this would replace; give another folder or --name.")
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+WRITE_AGAIN = "run the script that writes it again"
+
+
+def read_metrics(folder: Path, mend: str = WRITE_AGAIN) -> dict[str, Any]:
     """The numbers of a complete run.
 
     Raises:
         UserError: if they are missing or damaged.
     """
-    path, mend = folder / "metrics.json", "run the script that writes it again"
+    path = folder / "metrics.json"
     record = files.read_json(path, mend)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise UserError(f"{path} is no record of a run; {mend}.")
     return record
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl."""
-    mend = "run the script that writes it again"
+def read_log(path: Path, mend: str = WRITE_AGAIN) -> list[dict[str, float]]:
+    """The lines of a run's log.jsonl.
+
+    Raises:
+        UserError: if they are missing or damaged.
+    """
     lines = files.read_json(path, mend, lines=True)
     with files.whole(path, mend):
         if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
@@ -587,7 +594,7 @@ def load_checkpoint(path: Path, stage: str, mend: str | None = None) -> dict[str
     Raises:
         UserError: if it is missing, damaged, of another stage or of another version; the sentence names the script to run.
     """
-    mend = mend or f"run {script_of(stage)}"
+    mend = mend or f"run {command_of(stage)}"
     checkpoint = files.load_file(path, mend)
     kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):

@@ -34,7 +34,7 @@ from models.vggish import VGGish
 from vggish import HEARD_TOGETHER, Ear, Heard, Probe, load_embedder, refuse_other_sounds
 from voice_translator import Encoding
 
-STAGES_BEFORE = ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")  # and the judge, which takes no part
+STAGES_BEFORE = ("train_vggish", "mnist_classify_train", "judge", "emnist_dcgan")  # the judge among them takes no part
 LOUDNESS = 0.6  # the power of the magnitude that loudness grows with, Stevens'
 DOUBT = 0.01  # of what a sound is: with less than this, nobody thinks again
 THOUGHT = 0.03  # the learning rate of Adam where the embedding is moved by thinking
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, float]:
     memory = copy.deepcopy(generator).requires_grad_(False)
     judge = mnist_classify_train.load_judge(config.results, dataset, device)
     for name in STAGES_BEFORE:
-        runs.require_complete(config.results / name, f"run {runs.script_of(name)}")
+        runs.require_complete(config.results / name, f"run {runs.command_of(name)}")
     train = data.load_heard(dataset, "train", config.data_root, device)
     validation = data.load_heard(dataset, "validation", config.data_root, device)
 

@@ -37,8 +37,9 @@ def verify_stages(results: Path, name: str, data_root: Path, device: torch.devic
     measured = {}
     for stage, called in train_all.made_of(name).items():
         folder = results / called
-        metrics, checkpoint = verify_record(folder, stage)
-        with files.whole(folder / "metrics.json", f"run {runs.script_of(stage)}"):
+        mend = f"run {runs.command_of(stage, called)}"
+        metrics, checkpoint = verify_record(folder, stage, mend)
+        with files.whole(folder / "metrics.json", mend):
             verify_files(results, name, data_root, stage, metrics)
             numbers, count = measure(results, name, data_root, stage, checkpoint, device)
             for number, again in numbers.items():
@@ -54,13 +55,13 @@ def verify_stages(results: Path, name: str, data_root: Path, device: torch.devic
     return measured
 
 
-def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def verify_record(folder: Path, stage: str, mend: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """metrics.json and checkpoint.pt of a complete run, which say the same as each other and as the log."""
-    mend = f"run {runs.script_of(stage)}"
     if not runs.complete(folder):
         raise runs.UserError(f"{folder} holds no complete run, so there is nothing to verify; {mend}.")
     path, log_path = folder / "checkpoint.pt", folder / "log.jsonl"
-    metrics, checkpoint, log = runs.read_metrics(folder), runs.load_checkpoint(path, stage), runs.read_log(log_path)
+    metrics, log = runs.read_metrics(folder, mend), runs.read_log(log_path, mend)
+    checkpoint = runs.load_checkpoint(path, stage, mend)
     with files.whole(folder / "metrics.json", mend):
         for name in ("stage", "seed", "epoch", "revision", "versions", "config"):
             refuse_unlike(path, name, checkpoint[name], metrics[name])
@@ -70,6 +71,8 @@ def verify_record(folder: Path, stage: str) -> tuple[dict[str, Any], dict[str, A
         lacking = {*checkpoint["sha256"], "checkpoint.pt"} - metrics["sha256"].keys()
         if lacking:
             raise runs.UserError(f"{folder}/metrics.json lacks the SHA-256 of {', '.join(sorted(lacking))}; {mend} again.")
+        for name, digest in checkpoint["sha256"].items():
+            refuse_unlike(folder / "metrics.json", f"SHA-256 of {name}", metrics["sha256"][name], digest)
         for state in checkpoint["networks"].values():
             if not runs.finite(state):
                 raise runs.UserError(f"{path} holds weights that are not finite; {mend}.")
@@ -164,10 +167,12 @@ def refuse_another(folder: Path, name: str, reported: float, again: float, count
 
 
 def refuse_unlike(path: Path, what: str, one: Any, other: Any) -> None:
-    """Raises:
-    runs.UserError: if what `path` says is not what another file says, or is.
+    """Refuse what `path` says, `one`, where it should say `other`.
+
+    Raises:
+        runs.UserError: if it does not.
     """
     if one != other:
         raise runs.UserError(
-            f"{path} does not agree with what else is here: {what} is {str(one)[:200]}, elsewhere {str(other)[:200]}."
+            f"{path} does not agree with what else is here: {what} is {str(one)[:200]}, not {str(other)[:200]}."
         )

@@ -8,8 +8,8 @@ in three ways, which take turns, so that whatever else the machine does disturbs
 spread is shown:
 
     ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
-    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast, to
-                TensorFloat-32 neither
+    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast, not
+                even to TensorFloat-32
     published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
 
 The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal and on the way back, is

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,14 @@ def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], N
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
     """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of them alone, as at the end
     of an epoch."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     calls = 1
     while True:
         start = time.perf_counter()
         for _ in range(calls):
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         seconds = time.perf_counter() - start
         if seconds >= at_least:
             return seconds / calls
@@ -176,7 +178,7 @@ def main(config: Config) -> dict[str, list[float]]:
         bank = VoiceTranslator(e).bank.numel() * 4 / 2**20
         print(
             f"memory, {name}: {peak_mebibytes(e, batch):.0f} MiB at the peak, beside the translator's bank of {bank:.0f}; "
-            f"the output is {output:.0f}, twice the output {2 * output:.0f}"
+            f"the output is {output:.0f}"
         )
     return rates
 

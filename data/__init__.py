@@ -239,10 +239,10 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
     folder = Path(root) / kind.__name__ / "raw"
     split = which.get("split")
     prefixes = [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
-    files = ", ".join(f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    names = [f"{prefix}-{rest}" for prefix in prefixes for rest in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     with processes.one_first():
-        damaged = UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {files}.")
-        if not all(_is_idx(folder / name) for name in files.split(", ")):
+        damaged = UserError(f"{folder} holds damaged files; delete them, and put there whole ones: {', '.join(names)}.")
+        if not all(_is_idx(folder / name) for name in names):
             raise damaged
         if (folder.parent / "processed").exists():  # which torchvision would read instead
             raise UserError(f"{folder.parent / 'processed'} is of an old torchvision; delete it.")
@@ -256,7 +256,7 @@ def _torchvision(kind: type[datasets.MNIST], root: Path, **which: object) -> dat
                 dataset = kind(str(root), download=True, **which)
             except Exception as failure:
                 raise UserError(
-                    f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {files}, "
+                    f"{kind.__name__} is not in {folder} and cannot be downloaded; put there the files {', '.join(names)}, "
                     "or name their folder with --data-root or LISTEN_DATA."
                 ) from failure
     labels = dataset.targets

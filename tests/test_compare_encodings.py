@@ -559,3 +559,4 @@ def test_the_interval_is_students() -> None:
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert compare_encodings.t_interval(values) == pytest.approx((expected.low, expected.high))
     assert compare_encodings.t_interval([0.9]) is None
+    assert compare_encodings.t_interval([0.9, 0.9]) == (0.9, 0.9)

@@ -380,16 +380,16 @@ def test_a_rating_is_verified_by_rating_again(
             "says judges.kernel.real.accuracy 0.1000, but": (record["judges"]["kernel"]["real"], {"accuracy": 0.1}),
             "says thought_again 0.5000, but": (record, {"thought_again": 0.5}),
             "no whole checkpoint": (record, {"thought_again": "no number"}),
-            r"what is told is \['diversity.more'\], elsewhere \[\]": (record["diversity"], {"more": 1}),
-            "seed of train_all is 5, elsewhere 0": (record["stages"]["train_all"], {"seed": 5}),
+            r"what is told is \['diversity.more'\], not \[\]": (record["diversity"], {"more": 1}),
+            "seed of train_all is 5, not 0": (record["stages"]["train_all"], {"seed": 5}),
             "config of train_all is": (record["stages"]["train_all"], {"config": {}}),
-            "the residual judge is x, elsewhere": (record, {"residual_judge": "x"}),
+            "the residual judge is x, not": (record, {"residual_judge": "x"}),
             "SHA-256 of kernel/checkpoint.pt is x": (hashed, {"kernel/checkpoint.pt": "x"}),
             "SHA-256 of judge/checkpoint.pt is x": (hashed, {"judge/checkpoint.pt": "x"}),
-            "SHA-256 of data/test is x, elsewhere": (hashed, {"data/test": "x"}),
-            "SHA-256 of data/test is None, elsewhere": (record, {"sha256": {**hashed, "data/test": None}}),
-            r"what is rated is \['other', 'test'\], elsewhere": (record["config"], {"name": "other"}),
-            "epochs of the judges is 1, elsewhere 2": (record["config"], {"judges_epochs": 2}),
+            "SHA-256 of data/test is x, not": (hashed, {"data/test": "x"}),
+            "SHA-256 of data/test is None, not": (record, {"sha256": {**hashed, "data/test": None}}),
+            r"what is rated is \['other', 'test'\], not": (record["config"], {"name": "other"}),
+            "epochs of the judges is 1, not 2": (record["config"], {"judges_epochs": 2}),
             "--judges-epochs": (record["config"], {"judges_epochs": 0}),
         }
 
@@ -405,10 +405,10 @@ def test_a_rating_is_verified_by_rating_again(
     forged = json.loads(honest)  # of other judges than those that are kept
     forged["config"]["judges_epochs"] = forged["judge_settings"]["epochs"] = 2
     path.write_text(json.dumps(forged))
-    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt does not agree .*: epochs is 1, elsewhere 2"):
+    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt does not agree .*: epochs is 1, not 2"):
         verified(results, judges=tmp_path / "judges")
     path.write_text(honest)
-    with pytest.raises(runs.UserError, match="--second-thoughts is 0, elsewhere 9"):
+    with pytest.raises(runs.UserError, match="was rated with --second-thoughts 0, not 9; give as many"):
         shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")
         verified(results, judges=tmp_path / "judges", second_thoughts=9)
     verified(results, part="validation")

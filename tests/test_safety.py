@@ -457,9 +457,9 @@ def test_a_results_folder_that_is_not_what_it_claims_is_refused(chain: Path, tmp
         (in_metrics(better), "checkpoint.pt does not agree with what else is here: test_accuracy is"),
         (forged, "metrics.json says test_accuracy 0.9900, but measured again it is"),
         (lambda r: changed_checkpoint(r / stage / "checkpoint.pt", other_weights), "SHA-256 of checkpoint.pt is"),
-        (in_metrics(lambda m: m["sha256"].update({"data/train": "0"})), "SHA-256 of data/train is 0, elsewhere"),
+        (in_metrics(lambda m: m["sha256"].update({"data/train": "0"})), "SHA-256 of data/train is 0, not"),
         (in_metrics(lambda m: m["config"].update(learning_rate=1.0)), "checkpoint.pt does not agree .*: config is"),
-        (in_metrics(lambda m: m.update(seed=5)), "seed is 0, elsewhere 5"),
+        (in_metrics(lambda m: m.update(seed=5)), "seed is 0, not 5"),
         (in_metrics(lambda m: m["sha256"].update({"/etc/passwd": "0"})), "names '/etc/passwd', which is not here"),
         (lambda r: (r / stage / "log.jsonl").write_text('{"epoch": 2}\n'), "its epochs do not follow one another"),
         (lambda r: (r / stage / "metrics.json").unlink(), "train_vggish holds no complete run, so there is nothing"),
@@ -480,7 +480,7 @@ def test_an_epoch_that_was_not_the_best_is_refused(
     epoch = runs.read_metrics(results / "train_all")["epoch"]
     lines[epoch - 1]["validation_loss"] = 9e9
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(runs.UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, elsewhere {epoch}"):
+    with pytest.raises(runs.UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, not {epoch}"):
         verified(results)
 
 
