@@ -31,6 +31,7 @@ import evaluate
 import figures
 import files
 import mnist_classify_train
+import pictures
 import processes
 import runs
 import train_all
@@ -538,18 +539,23 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
 
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def as_another(folder: Path) -> None:
+    def as_another(work: Callable[[], object]) -> None:
         if os.getuid() == 0:  # who may write everywhere
             os.setuid(65534)
-        small_stage(Settings(folder))
+        work()
 
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_uid == os.getuid() and path != Path(path.anchor):
             path.chmod(path.stat().st_mode | 0o011)
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked").chmod(0o555)
-    said = said_in_a_child(lambda: as_another(tmp_path / "locked"), capfd)
-    assert "locked/small cannot be written ([Errno 13] Permission denied" in said
+    sound = torch.zeros(100, dtype=torch.int16)
+    for name, work in {
+        "small": lambda: small_stage(Settings(tmp_path / "locked")),
+        "x.wav": lambda: pictures.write_sound(tmp_path / "locked" / "x.wav", sound, 16000),  # by a library in C
+    }.items():
+        said = said_in_a_child(lambda work=work: as_another(work), capfd)
+        assert f"locked/{name} cannot be written ([Errno 13] Permission denied" in said
 
 
 def test_a_folder_that_vanished_is_told(tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]) -> None:
