@@ -510,7 +510,7 @@ def plain(config: Any) -> dict[str, Any]:
 def command_of(stage: str, name: str = "train_all") -> str:
     """The command that trains `stage`: two of the scripts train judges too, and stage three may have another `name`."""
     judges = {"judge": "mnist_classify_train.py", "transformer": "evaluate.py", "kernel": "evaluate.py"}
-    named = f" --name {name}" if stage == "train_all" != name else ""
+    named = f" --name {name}" if stage == "train_all" and name != "train_all" else ""
     return judges.get(stage, f"{stage}.py") + named
 
 

@@ -11,7 +11,6 @@ ratings.png, sheet.png; and photo.png, a photograph beside the spectrograms of i
 chosen by its index, none by its beauty.
 """
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +141,7 @@ def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for label, folder in folders.items():
             heard = (runs.read_metrics(folder)["config"]["images_per_epoch"] or images) / 1000
-            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            lines = runs.read_log(folder / "log.jsonl")
             x, y = [heard * line["epoch"] for line in lines], [line[f"validation_{name}"] for line in lines]
             axis.plot(x, y, ".-", label=label)
         axis.set(title=title, xlabel="thousands of sounds heard", ylim=(-0.02, 1.02))
