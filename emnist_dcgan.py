@@ -25,6 +25,7 @@ import ratings
 import runs
 from models.discriminator import Discriminator
 from models.generator import Generator
+from replay import Replayed
 
 WON = 0.02  # the discriminator has won when its mean loss comes this near to the least that it can have
 ALIKE = 0.05  # samples are alike when they deviate by less than this share of what real images do
@@ -86,31 +87,37 @@ def main(config: Config) -> dict[str, float]:
     if run.done:
         return run.done
     first = run.restore(generator=generator, discriminator=discriminator, g_optimiser=g_optimiser, d_optimiser=d_optimiser)
+
+    def learn(index: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        real = data.as_seen(train.images[index])
+        z = torch.randn(len(index), generator.noise_size, device=device)
+
+        with runs.autocast(device):
+            imagined = generator(z)
+            real_logits = discriminator(real + sigma * torch.randn_like(real))
+            fake_logits = discriminator(imagined.detach() + sigma * torch.randn_like(imagined))
+        d_loss = gan_loss(real_logits, config.real_label) + gan_loss(fake_logits, 0.0)
+        runs.step(d_loss, d_optimiser)
+
+        discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
+        with runs.autocast(device):
+            fake_logits = discriminator(imagined + sigma * torch.randn_like(imagined))
+        g_loss = gan_loss(fake_logits, 1.0)  # non-saturating
+        runs.step(g_loss, g_optimiser)
+        discriminator.requires_grad_(True)
+        return d_loss, g_loss
+
+    learn = Replayed(learn, device, d_optimiser, g_optimiser)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         generator.train()
         d_loss_mean = runs.Mean("the discriminator's loss", epoch)
         g_loss_mean = runs.Mean("the generator's loss", epoch)
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
-        for step, index in enumerate(runs.progress(taken, f"epoch {epoch}/{config.epochs}")):
-            done = (epoch - 1 + step / len(taken)) / config.epochs
-            sigma = config.instance_noise * (1 - done)
-            real = data.as_seen(train.images[index])
-            z = torch.randn(len(index), generator.noise_size, device=device)
-
-            with runs.autocast(device):
-                imagined = generator(z)
-                real_logits = discriminator(real + sigma * torch.randn_like(real))
-                fake_logits = discriminator(imagined.detach() + sigma * torch.randn_like(imagined))
-            d_loss = gan_loss(real_logits, config.real_label) + gan_loss(fake_logits, 0.0)
-            runs.step(d_loss, d_optimiser)
-
-            discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
-            with runs.autocast(device):
-                fake_logits = discriminator(imagined + sigma * torch.randn_like(imagined))
-            g_loss = gan_loss(fake_logits, 1.0)  # non-saturating
-            runs.step(g_loss, g_optimiser)
-            discriminator.requires_grad_(True)
+        done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
+        sigmas = torch.tensor([config.instance_noise * (1 - share) for share in done]).to(device)
+        for index, sigma in zip(runs.progress(taken, f"epoch {epoch}/{config.epochs}"), sigmas, strict=True):
+            d_loss, g_loss = learn(index, sigma)
             d_loss_mean.add(d_loss)
             g_loss_mean.add(g_loss)
 

@@ -24,6 +24,7 @@ import files
 import runs
 from models.judge import Judge
 from models.lenet import LeNet
+from replay import Replayed
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,23 @@ def fit(
         return run.done
     role = "classifier" if stage == "mnist_classify_train" else "judge"
     first = run.restore(**{role: network}, optimiser=optimiser, scheduler=scheduler)
+
+    def learn(index: Tensor) -> Tensor:
+        images = augment(data.as_seen(train.images[index]))
+        with runs.autocast(device):
+            logits = network(images)
+        loss = F.cross_entropy(logits, train.labels[index])
+        runs.step(loss, optimiser)
+        return loss
+
+    learn = Replayed(learn, device, optimiser)
     for epoch in range(first, epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()
         mean_loss = runs.Mean("the loss", epoch)
         title = f"{stage} {epoch}/{epochs}"
         for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
-            images = augment(data.as_seen(train.images[index]))
-            with runs.autocast(device):
-                logits = network(images)
-            loss = F.cross_entropy(logits, train.labels[index])
-            runs.step(loss, optimiser)
-            mean_loss.add(loss)
+            mean_loss.add(learn(index))
         scheduler.step()
 
         record = {"epoch": epoch, "loss": mean_loss.read()}

@@ -31,6 +31,7 @@ from models.generator import Generator
 from models.judge import Judge
 from models.lenet import LeNet
 from models.vggish import VGGish
+from replay import Replayed
 from vggish import HEARD_TOGETHER, Ear, Heard, Probe, load_embedder, refuse_other_sounds
 from voice_translator import Encoding
 
@@ -126,41 +127,47 @@ def main(config: Config) -> dict[str, float]:
     first = run.restore(vggish=network, generator=generator, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
     count = config.epochs * (config.images_per_epoch or len(train.labels))
     logmels = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
+
+    def learn(index: Tensor, grey: Tensor, distance: str, joint: bool) -> dict[str, Tensor]:
+        generator.requires_grad_(joint)  # always in eval mode: its BatchNorm statistics are part of the memory
+        heard = logmels[index]
+        inputs = heard
+        if config.rehearsal:
+            remembered = remember(memory, len(index), device)
+            with torch.no_grad():
+                inputs = torch.cat([heard, ear(data.as_drawn(remembered))])
+        with runs.autocast(device):
+            imagined, rehearsed = generator(network.embed(inputs)).tensor_split([len(index)])
+            shown = imagined
+            if config.classifier_augmentation:
+                shown = data.varied(imagined, config.classifier_augmentation)
+            logits = classifier(shown)
+        terms = {"cross_entropy": F.cross_entropy(logits, train.labels[index])}
+        if config.sound_consistency:
+            terms["sound_distance"] = sound_distance(ear, imagined, heard, config.leak, distance)
+        if config.rehearsal:
+            terms["rehearsal"] = F.mse_loss(rehearsed, remembered)
+        if config.detail:
+            terms["detail"] = inaudible_detail(imagined)
+        if config.grey:
+            terms["grey"] = greyness(imagined)
+        runs.step(objective(config, terms, grey), optimiser)
+        return terms
+
+    learn = Replayed(learn, device, optimiser)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         network.train()
         if not config.dropout:
             network.embedding[2].eval()  # its dropout; the BatchNorm behind it goes on learning
-        generator.requires_grad_(epoch > alone)  # always in eval mode: its BatchNorm statistics are part of the memory
         means: dict[str, runs.Mean] = {}
         title = f"epoch {epoch}/{config.epochs}"
         taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
-        for step, index in enumerate(runs.progress(taken, title)):
-            done = (epoch - 1 + step / len(taken)) / config.epochs
-            heard = logmels[index]
-            inputs = heard
-            if config.rehearsal:
-                remembered = remember(memory, len(index), device)
-                with torch.no_grad():
-                    inputs = torch.cat([heard, ear(data.as_drawn(remembered))])
-            with runs.autocast(device):
-                imagined, rehearsed = generator(network.embed(inputs)).tensor_split([len(index)])
-                shown = imagined
-                if config.classifier_augmentation:
-                    shown = data.varied(imagined, config.classifier_augmentation)
-                logits = classifier(shown)
-            terms = {"cross_entropy": F.cross_entropy(logits, train.labels[index])}
-            if config.sound_consistency:
-                kind = "loudness" if done < config.loudness_first else config.distance
-                terms["sound_distance"] = sound_distance(ear, imagined, heard, config.leak, kind)
-            if config.rehearsal:
-                terms["rehearsal"] = F.mse_loss(rehearsed, remembered)
-            if config.detail:
-                terms["detail"] = inaudible_detail(imagined)
-            if config.grey:
-                terms["grey"] = greyness(imagined)
-            runs.step(objective(config, terms, done), optimiser)
-            for name, term in terms.items():
+        done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
+        greys = torch.tensor([config.grey * share for share in done]).to(device)
+        for index, grey, share in zip(runs.progress(taken, title), greys, done, strict=True):
+            distance = "loudness" if share < config.loudness_first else config.distance
+            for name, term in learn(index, grey, distance, epoch > alone).items():
                 means.setdefault(name, runs.Mean(f"the {name.replace('_', ' ')}", epoch)).add(term)
         scheduler.step()
 
@@ -176,7 +183,9 @@ def main(config: Config) -> dict[str, float]:
         }
         # The objective itself on the validation part, never the judge, says which epoch is best.
         validated = ("cross_entropy", "sound_distance", "detail", "grey")
-        record["validation_loss"] = objective(config, {name: record[f"validation_{name}"] for name in validated})
+        record["validation_loss"] = objective(
+            config, {name: record[f"validation_{name}"] for name in validated}, config.grey
+        )
         best = record["validation_loss"] < min((line["validation_loss"] for line in run.history), default=float("inf"))
         save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
         run.end_epoch(record, best)
@@ -201,14 +210,14 @@ def made_of(name: str) -> dict[str, str]:
     return {**{stage: stage for stage in STAGES_BEFORE}, "train_all": name}
 
 
-def objective(config: Config, terms: dict[str, Any], done: float = 1.0) -> Any:
-    """The loss: the sum of `terms`, by the weights of the header; after the share `done` of the run."""
+def objective(config: Config, terms: dict[str, Any], grey: float | Tensor) -> Any:
+    """The loss: the sum of `terms`, by the weights of the header, but for `grey`, which grows over the run."""
     weights = {
         "cross_entropy": config.classifier_weight,
         "sound_distance": config.sound_consistency,
         "rehearsal": config.rehearsal,
         "detail": config.detail,
-        "grey": config.grey * done,
+        "grey": grey,
     }
     return sum(weights[name] * term for name, term in terms.items())
 

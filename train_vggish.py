@@ -20,6 +20,7 @@ import data
 import figures
 import runs
 from models.vggish import VGGish
+from replay import Replayed
 from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_audioset_convolutions
 from voice_translator import Encoding
 
@@ -78,17 +79,22 @@ def main(config: Config) -> dict[str, float]:
     first = run.restore(vggish=network, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
     sounds = config.epochs * (config.images_per_epoch or len(train.labels))
     heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
+
+    def learn(index: Tensor) -> Tensor:
+        with runs.autocast(device):
+            logits = network(heard[index])
+        loss = F.cross_entropy(logits, train.labels[index])
+        runs.step(loss, optimiser)
+        return loss
+
+    learn = Replayed(learn, device, optimiser)
     for epoch in range(first, config.epochs + 1):
         generator = runs.seed_epoch(config.seed, epoch)
         network.train()
         mean_loss = runs.Mean("the loss", epoch)
         title = f"epoch {epoch}/{config.epochs}"
         for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
-            with runs.autocast(device):
-                logits = network(heard[index])
-            loss = F.cross_entropy(logits, train.labels[index])
-            runs.step(loss, optimiser)
-            mean_loss.add(loss)
+            mean_loss.add(learn(index))
         scheduler.step()
 
         record = {"epoch": epoch, "loss": mean_loss.read()}

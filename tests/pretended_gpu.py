@@ -2,11 +2,14 @@
 one's: so a script can be run on `cuda:0` anywhere, and must give what it gives on the CPU, bit for bit.
 
 PyTorch hands every operation, below autograd, to `PretendedGPU.__torch_dispatch__`, which unpacks the tensors, computes, and
-packs the results. What it cannot show: the kernels, their rounding and their speed, bfloat16, streams, memory.
+packs the results. A CUDA graph is pretended too: what is captured is done once, and noted, to be done again with
+the numbers that its tensors have then. What it cannot show: the kernels, their rounding and their speed, bfloat16, streams,
+memory.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,6 +33,9 @@ PRETENDED = {
     "is_bf16_supported": lambda **_: False,
     "synchronize": lambda *_: None,
     "_lazy_init": lambda: None,
+    "Stream": lambda *_: SimpleNamespace(wait_stream=lambda _: None),
+    "current_stream": lambda: SimpleNamespace(wait_stream=lambda _: None),
+    "stream": lambda _: nullcontext(),
 }
 
 
@@ -60,21 +66,43 @@ class OnGPU(Tensor):
         return self.detach().cpu().tolist()
 
 
+class Graph:
+    """A CUDA graph: the operations captured, each with what it took and gave."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Callable, tuple, dict, Any]] = []
+        self.fresh = True  # what is captured was done then, which a real one leaves to the first replay
+
+    def replay(self) -> None:
+        for func, args, kwargs, results in self.done if not self.fresh else ():
+            anew = func(*_unpacked(args), **_unpacked(kwargs))
+            for old, new in zip(tree_leaves(_unpacked(results)), tree_leaves(anew), strict=True):
+                if isinstance(new, Tensor) and new.data_ptr() != old.data_ptr():  # else in place, or a view
+                    old.copy_(new)
+        self.fresh = False
+
+
+def _unpacked(tree: Any) -> Any:
+    return tree_map(lambda value: value.numbers if isinstance(value, OnGPU) else value, tree)
+
+
 class PretendedGPU(TorchDispatchMode):
     """Within it, there is one GPU, `cuda:0`.
 
     Attributes:
         watching: set it to have operations noted.
         waits: those noted that make the host wait for the GPU: numbers read, and copies from or to the CPU.
+        graph: the one that captures.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.watching, self.waits = False, []
+        self.watching, self.waits, self.graph = False, [], None
         self.patches = ExitStack()
 
     def __enter__(self) -> "PretendedGPU":
-        self.patches.enter_context(mock.patch.multiple(torch.cuda, **PRETENDED))
+        pretended = {**PRETENDED, "CUDAGraph": Graph, "graph": self.capture}
+        self.patches.enter_context(mock.patch.multiple(torch.cuda, **pretended))
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
             self.patches.enter_context(mock.patch.object(torch.optim.Optimizer, name, lambda _: None, create=True))
         return super().__enter__()
@@ -82,6 +110,14 @@ class PretendedGPU(TorchDispatchMode):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         self.patches.close()
+
+    @contextmanager
+    def capture(self, graph: Graph, **_: Any) -> Iterator[None]:
+        self.graph = graph
+        try:
+            yield
+        finally:
+            self.graph = None
 
     def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs, kind = kwargs or {}, func.overloadpacket
@@ -106,9 +142,11 @@ class PretendedGPU(TorchDispatchMode):
         waits = kind in READING or by_mask or (kind in COPIES | INDEXING and (from_cpu or not on_gpu))
         if self.watching and (here or on_gpu) and waits:
             self.waits.append(str(func))
+        if self.graph and waits:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
 
         packed = {id(value.numbers): value for value in here}
-        args, kwargs = tree_map(lambda value: value.numbers if isinstance(value, OnGPU) else value, (args, kwargs))
+        args, kwargs = _unpacked((args, kwargs))
         kwargs |= {"device": torch.device("cpu")} if device else {}
         done = func(*args, **kwargs)
 
@@ -117,4 +155,7 @@ class PretendedGPU(TorchDispatchMode):
                 return value
             return packed[id(value)] if id(value) in packed else OnGPU(value)  # itself, of what is done in place
 
-        return tree_map(pack, done)
+        results = tree_map(pack, done)
+        if self.graph and on_gpu:
+            self.graph.done.append((func, args, kwargs, results))
+        return results

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ import evaluate
 import figures
 import mnist_classify_train
 import ratings
+import replay
 import runs
 import train_all
 import train_vggish
@@ -34,6 +36,7 @@ import vggish
 import voice_translator
 from models.generator import Generator
 from models.vggish import VGGish
+from replay import Replayed
 from vggish import Ear
 from voice_translator import Encoding
 
@@ -730,19 +733,20 @@ def test_on_a_gpu_a_stage_gives_what_it_gives_on_the_cpu_and_no_step_waits(
             alike.setattr(figures, name, lambda *_, **__: None)
         stage.main(config(stage, settings, results / "cpu"))
 
-    steps, step, gpu = [], runs.step, PretendedGPU()
-    each = 2 if stage is emnist_dcgan else 1  # steps a batch, of which an epoch has three
+    steps, step, gpu = [], Replayed.__call__, PretendedGPU()
 
-    def watched(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
-        step(loss, optimiser)
-        steps.append(loss.device.type)
-        gpu.watching = len(steps) % (3 * each) >= each
+    def watched(self: Replayed, *inputs: Any) -> Any:
+        losses = step(self, *inputs)
+        steps.append(bool(self.recordings))
+        gpu.watching = len(steps) % 3 > 0  # an epoch has three batches
+        return losses
 
-    monkeypatch.setattr(runs, "step", watched)
+    monkeypatch.setattr(Replayed, "__call__", watched)
+    monkeypatch.setattr(replay, "LIVE", 1)
     with gpu:
         stage.main(config(stage, settings, results, device="cuda:0"))
     data._reduction.cache_clear(), data._projection.cache_clear()  # no other test shall meet this GPU's
-    assert set(steps) == {"cuda"}
+    assert steps == [False, True, True] * (len(steps) // 3)
     assert gpu.waits == []
     for name in {stage.__name__, "judge"} if stage is mnist_classify_train else {stage.__name__}:
         assert_equal_weights(results / name / "checkpoint.pt", results / "cpu" / name / "checkpoint.pt")
