@@ -65,7 +65,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic, trains=True)
+    device = runs.choose_device(config.device, config.deterministic)
     which = (config.data_root, device, config.split, config.file, config.digits_only)
     train = data.load_remembered(config.dataset, "train", *which)
     validation = data.load_remembered(config.dataset, "validation", *which)
@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, float]:
         discriminator.requires_grad_(True)
         return d_loss, g_loss
 
-    learn = Replayed(learn, device, d_optimiser, g_optimiser)
+    learn = Replayed(learn, device, d_optimiser, g_optimiser, tries=True)
     for epoch in range(first, config.epochs + 1):
         order = runs.seed_epoch(config.seed, epoch)
         generator.train()

@@ -57,7 +57,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic, trains=True)
+    device = runs.choose_device(config.device, config.deterministic)
     for stage in ("mnist_classify_train", "judge"):  # both from the start: neither is refused after hours of the other
         files.hold(config.results / stage)
     train = data.load_heard(config.dataset, "train", config.data_root, device)

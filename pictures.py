@@ -13,7 +13,6 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageOps
-from scipy.signal import ShortTimeFFT
 from torch import Tensor
 
 import files
@@ -161,6 +160,8 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, sample_rate: int,
         hz: the lowest and the highest pitch; the axis goes a little beyond.
         log: whether the axis is logarithmic.
     """
+    from scipy.signal import ShortTimeFFT  # a tenth of the start of a stage, which draws no spectrogram
+
     require_ending(path, DRAWINGS, "a drawing")
     ears = sound.reshape(-1, sound.shape[-1]).double().numpy()
     figure, axes = plt.subplots(1, 1 + len(ears), figsize=(4 + 5 * len(ears), 4), layout="constrained", squeeze=False)

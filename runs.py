@@ -119,10 +119,9 @@ def refuse_impossible(config: Any) -> None:
             raise UserError(f"{flag}; give one of at most {LARGEST_SEED:,}, either way.")
 
 
-def choose_device(name: str, deterministic: bool = False, trains: bool = False) -> torch.device:
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why. Each process of torchrun
-    takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway; else, where a
-    script `trains`, cuDNN tries which of its algorithms is the fastest."""
+    takes the GPU of its number. If `deterministic`, a GPU gives the same bits again, as the CPU does anyway."""
     gpu = torch.cuda.is_available()
     if processes.launched() > 1:
         if "LOCAL_RANK" not in os.environ:
@@ -150,7 +149,6 @@ def choose_device(name: str, deterministic: bool = False, trains: bool = False) 
             raise UserError(f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for it.") from error
         if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, even to what it is, takes seconds
             torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = trains and not deterministic  # of a training, whose shapes never change
         # float32 means float32, in sounds above all: what is rounded is rounded to bfloat16, by autocast.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use

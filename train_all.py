@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
     if config.joint_epochs > config.epochs:
         raise runs.UserError(f"--joint-epochs is {config.joint_epochs}, of {config.epochs} epochs; give no more of them.")
-    device = runs.choose_device(config.device, config.deterministic, trains=True)
+    device = runs.choose_device(config.device, config.deterministic)
     ear, network, dataset = load_ear(config, device)
     generator, classifier = load_memory(config.results, dataset, device)
     memory = copy.deepcopy(generator).requires_grad_(False)
@@ -290,7 +290,6 @@ class SecondThoughts:
             raise runs.UserError(f"--second-thoughts is {steps}; give a number of steps, or 0 for first thoughts.")
         self.ear, self.sound_classifier, self.generator, self.classifier = ear, sound_classifier, generator, classifier
         self.steps, self.count = steps, 0
-        torch.backends.cudnn.benchmark = False  # in every batch another number of sounds is in doubt
 
     def __call__(self, heard: Tensor, embeddings: Tensor) -> Tensor:
         """Log-mels `(B, 1, frames, 64)` and their embeddings `(B, 100)` -> embeddings after thinking again, `(B, 100)`."""

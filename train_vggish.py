@@ -56,7 +56,7 @@ class Config:
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic, trains=True)
+    device = runs.choose_device(config.device, config.deterministic)
     train = data.load_heard(config.dataset, "train", config.data_root, device)
     validation = data.load_heard(config.dataset, "validation", config.data_root, device)
 

@@ -75,3 +75,17 @@ def test_on_the_cpu_a_step_stays_as_it_is() -> None:
     for k in range(2 * replay.LIVE):
         step(torch.tensor(k), "full")
     assert len(calls) == 2 * replay.LIVE and not step.recordings
+
+
+@pytest.mark.parametrize(("tries", "deterministic"), [(True, False), (True, True), (False, False)])
+def test_cudnn_tries_its_algorithms_in_the_steps_that_ask_for_it_alone(
+    tries: bool, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    seen = []
+    with PretendedGPU():
+        step = Replayed(lambda: seen.append(torch.backends.cudnn.benchmark), torch.device("cuda", 0), tries=tries)
+        for _ in range(2 * replay.LIVE):
+            step()
+    assert seen == [tries and not deterministic] * (replay.LIVE + 1)
+    assert not torch.backends.cudnn.benchmark

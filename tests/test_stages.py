@@ -948,18 +948,12 @@ def test_a_gpu_that_cannot_be_used_and_one_for_all_processes_are_refused(monkeyp
         runs.choose_device("cuda:0")
 
 
-def test_a_gpu_computes_in_float32_and_tries_its_algorithms_only_where_shapes_never_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for backend, name in ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")):
-        monkeypatch.setattr(backend, name, getattr(backend, name))  # put back at the end
+def test_a_gpu_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # put back at the end
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     with PretendedGPU():
-        runs.choose_device("cuda", trains=True)
-        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
-        assert torch.backends.cudnn.benchmark
         runs.choose_device("cuda")
-        assert not torch.backends.cudnn.benchmark
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
 
 
 def test_a_run_takes_no_other_scripts_place(results: Path) -> None:
