@@ -10,8 +10,9 @@ matplotlib.use("Agg")  # no screen is needed
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision.utils import make_grid
 
 import files
 import pictures
@@ -21,7 +22,9 @@ from voice_translator import to_pcm16
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
-    files.write(path, lambda beside: save_image(images, beside, nrow=columns, value_range=(-1, 1), normalize=True))
+    grid = make_grid(images, columns, normalize=True, value_range=(-1, 1))[0]  # of three channels, all alike
+    picture = Image.fromarray(grid.mul(255).round().byte().cpu().numpy())
+    files.write(path, picture.save)
 
 
 def save_imagined(path: Path, heard: Tensor, imagined: Tensor) -> None:

@@ -38,7 +38,7 @@ import processes
 from files import UserError
 
 CHECKPOINT_VERSION = 1
-DRAWN_EVERY = 10  # seconds: drawing the curves takes 0.1 to 0.3 s, and a small epoch on a GPU, we expect, not much more
+DRAWN_EVERY = 10  # seconds: drawing the curves takes 0.1 to 0.3 s, and a small epoch on a GPU not much more
 CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
 # What may differ between a run and its `--resume`: where things are, not what is computed.
 PLACES = ("resume", "results", "data_root", "device", "deterministic")

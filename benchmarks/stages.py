@@ -290,7 +290,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             return ear(on_device[few])
 
     frames = {"ours": ear.frames, "plain": ear.frames, "published": FRAMES}
-    steps: dict[tuple[str, str], Callable[[], None]] = {}  # loading included
+    steps: dict[tuple[str, str], Callable[[], None]] = {}  # ours with its loading, as the stage scripts record it
     loads: dict[tuple[str, str], Callable[[], Tensor]] = {}
     floors, peaks = {}, {}
     for row in rows:
@@ -299,25 +299,28 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             with peak_mebibytes(device) as peaks[row.name, way]:
                 learn, optimisers = row.build(way == "ours", frames[way])
                 loaded = partial(inputs, way, row)
-
-                def step(few: Tensor, told: Tensor, learn: Step = learn, loaded: Callable = loaded) -> None:
-                    learn(loaded(few), told)
-
-                step(few, told)  # the first call pays for allocations
+                work, load_few = partial(learn, loaded(few), told), partial(loaded, few)
+                work()  # the first call pays for allocations
                 if way == "ours":
-                    floors[row.name] = operations_and_bytes(partial(learn, loaded(few), told), optimisers)
+                    floors[row.name] = operations_and_bytes(work, optimisers)
+
+                    def step(few: Tensor, told: Tensor, learn: Step = learn, loaded: Callable = loaded) -> None:
+                        learn(loaded(few), told)
+
                     step, loaded = Replayed(step, device, *optimisers, tries=row.tries), Replayed(loaded, device)
-                if device.type == "cuda":  # and for what cuDNN tries, whose memory does not count
-                    for k in range(replay.LIVE + 1 if way == "ours" else 1):
-                        if k < 2:
-                            torch.cuda.reset_peak_memory_stats(device)
-                        step(few, told), loaded(few)
-            steps[row.name, way], loads[row.name, way] = partial(step, few, told), partial(loaded, few)
+                    work, load_few = partial(step, few, told), partial(loaded, few)
+                for k in range(replay.LIVE + 1 if device.type == "cuda" else 0):  # until ours are recorded
+                    if k == 1:  # what cuDNN tried does not count
+                        torch.cuda.reset_peak_memory_stats(device)
+                    work()
+                    if way == "ours":
+                        load_few()
+            steps[row.name, way], loads[row.name, way] = work, load_few
 
     hearing: list[float] = []  # seconds an image, made in batches
     machine: list[tuple[float, float]] = []
     loading: dict[tuple[str, str], list[float]] = {key: [] for key in steps}  # seconds an image
-    learning: dict[tuple[str, str], list[float]] = {key: [] for key in steps}  # loading included
+    stepping: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     for _ in runs.progress(range(config.rounds), "rounds"):
         machine.append(machine_rates(device))
         with torch.no_grad():
@@ -326,7 +329,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             for way in WAYS:
                 key = row.name, way
                 loading[key].append(seconds_of(loads[key], device) / row.batch)
-                learning[key].append(seconds_of(steps[key], device) / row.batch)
+                stepping[key].append(seconds_of(steps[key], device) / row.batch)
 
     heard_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))
     print(f"{runs.device_name(device)}, torch {torch.__version__}, {runs.precision(device)}, width {config.width}")
@@ -344,7 +347,13 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         once = 0.0
         if row.epochs and row.hears:  # ours are made once a run, of all its epochs
             once = statistics.median(hearing) / (heard_epochs if row.name.startswith("three") else row.epochs)
-        a_image = {way: [t + (once if way == "ours" else 0) for t in learning[row.name, way]] for way in WAYS}
+        a_image = {
+            way: [
+                s + (once if way == "ours" else t)
+                for t, s in zip(loading[row.name, way], stepping[row.name, way], strict=True)
+            ]
+            for way in WAYS
+        }
         middle = {way: statistics.median(a_image[way]) for way in WAYS}
         rates[row.name] = {way: [1 / s for s in a_image[way]] for way in WAYS}
         share = {

@@ -1,5 +1,5 @@
-"""A step that is recorded and replayed learns what it learns as it is: on a pretended GPU everywhere, on a real one where there
-is one."""
+"""A step that is recorded and replayed learns what it learns as it is: on a pretended GPU everywhere, on a real one where
+there is one."""
 
 from contextlib import nullcontext
 

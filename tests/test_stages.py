@@ -34,6 +34,7 @@ import train_all
 import train_vggish
 import vggish
 import voice_translator
+from models.discriminator import Discriminator
 from models.generator import Generator
 from models.vggish import VGGish
 from replay import Replayed
@@ -293,6 +294,21 @@ def test_the_weight_of_grey_grows_from_nothing(results: Path) -> None:
     train_all.main(config(*STAGES[3], results, epochs=1, images_per_epoch=64, grey=0.0))
     now = weights(results / "train_all" / "checkpoint.pt")["vggish.features.0.weight"]
     assert not torch.equal(now, learned[9.0, 64])
+
+
+def test_the_instance_noise_falls_to_nothing(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all noise is one large number, what the discriminator sees is bright by as much as sigma says."""
+    seen, forward = [], Discriminator.forward
+
+    def watched(self: Discriminator, images: Tensor) -> Tensor:
+        seen.append(images.mean().item() / 1000)
+        return forward(self, images)
+
+    monkeypatch.setattr(Discriminator, "forward", watched)
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 1000.0))
+    emnist_dcgan.main(config(*STAGES[2], results, images_per_epoch=64, instance_noise=0.4))
+    sigmas = [0.4, 0.3, 0.2, 0.1]  # two epochs of two steps, each of which shows real images once, and imagined ones twice
+    np.testing.assert_allclose(seen, np.repeat(sigmas, 3), atol=0.002)
 
 
 def test_no_judge_takes_part_in_choosing_the_epoch(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
