@@ -22,6 +22,7 @@ cannot help moving over the measured bandwidth, whichever is longer.
 import contextlib
 import copy
 import ctypes
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,6 +104,15 @@ def load(images: np.ndarray, hears: bool, device: torch.device) -> Tensor:
     return torch.stack([torch.from_numpy(one(image)) for image in images]).to(device)
 
 
+def turned_plainly(images: Tensor, degrees: float) -> Tensor:
+    """As `data.random_affine` turns them, in PyTorch's usual way."""
+    angle = math.radians(degrees) * (2 * torch.rand(len(images), device=images.device) - 1)
+    none = torch.zeros_like(angle)
+    rows = [torch.stack([angle.cos(), -angle.sin(), none], 1), torch.stack([angle.sin(), angle.cos(), none], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images + 1, grid, align_corners=False) - 1
+
+
 # -- a step of each stage, ours or plain ------------------------------------------------------------------------------
 
 
@@ -139,7 +149,8 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
         optimiser = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
 
         def step(seen: Tensor, labels: Tensor) -> None:
-            seen = data.random_affine(seen, turn) if turn else seen
+            if turn:
+                seen = data.random_affine(seen, turn) if ours else turned_plainly(seen, turn)
             with cast(ours):
                 logits = network(seen)
             runs.step(F.cross_entropy(logits, labels), optimiser)

@@ -113,10 +113,18 @@ def random_affine(images: Tensor, degrees: float, shift: float = 0.0, scale: flo
         torch.stack([angle.sin() * size, angle.cos() * size, 2 * shift * shift_y], 1),
     ]
     with torch.autocast(images.device.type, enabled=False):  # bfloat16 would round the places
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        grid = affine_grid(torch.stack(rows, 1), *images.shape[2:])
         by_gathers = images.requires_grad and images.is_cuda and torch.are_deterministic_algorithms_enabled()
         sample = sampled_by_gathers if by_gathers else partial(F.grid_sample, align_corners=False)
-        return sample(images.float() + 1, grid) - 1
+        return sample(images.float() + 1, grid).sub_(1)
+
+
+def affine_grid(matrices: Tensor, height: int, width: int) -> Tensor:
+    """`F.affine_grid` of `(B, 2, 3)` matrices, `(B, height, width, 2)`, in a quarter of its time: PyTorch multiplies by a
+    matrix, pixel by pixel."""
+    x, y = (torch.linspace(-1, 1, n, device=matrices.device) * (n - 1) / n for n in (width, height))  # the pixels' centres
+    by_x, by_y, shift = matrices[..., None, None].unbind(2)  # (B, 2, 1, 1) each
+    return (by_x * x + by_y * y[:, None]).add_(shift).permute(0, 2, 3, 1)
 
 
 def sampled_by_gathers(images: Tensor, grid: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(x))
-        return self.conv2(F.relu(self.norm2(self.conv1(x)))) + self.shortcut(x)
+        x = F.relu(self.norm1(x), inplace=True)  # BatchNorm does without what it gave
+        return self.conv2(F.relu(self.norm2(self.conv1(x)), inplace=True)) + self.shortcut(x)
 
 
 class Judge(nn.Module):
@@ -39,7 +39,7 @@ class Judge(nn.Module):
             nn.Conv2d(1, 16, 3, 2, 1, bias=False),  # 16 x 16 x 16
             Block(16, 32),  # 32 x 8 x 8
             Block(32, 64),  # 64 x 4 x 4
-            nn.BatchNorm2d(64), nn.ReLU(),
+            nn.BatchNorm2d(64), nn.ReLU(inplace=True),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),  # 64
         )  # fmt: skip
         self.classifier = nn.Linear(self.num_features, classes)

@@ -21,6 +21,14 @@ def test_the_published_loader_hears_and_sees_what_ours_does() -> None:
     torch.testing.assert_close(seen, data.as_seen(images), rtol=0, atol=0.01)  # Pillow rounds to a grey level
 
 
+def test_images_are_turned_plainly_as_ours_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = data.as_seen(data.load_heard("handwritten", "train", "", "cpu").images[:4])
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.linspace(0, 1, 4).expand(size))
+    expected = data.random_affine(images, 10.0)
+    torch.testing.assert_close(stages.turned_plainly(images, 10.0), expected, rtol=0, atol=1e-5)
+    assert (expected - images).abs().max() > 0.1
+
+
 def test_operations_and_bytes_of_a_linear_layer() -> None:
     layer, batch = nn.Linear(10, 20, bias=False), torch.rand(4, 10)
     optimiser = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)

@@ -638,6 +638,13 @@ def test_the_generator_learns_where_the_ink_is(results: Path) -> None:
     assert ratings.similarity(untrained, real).abs().item() < 0.3
 
 
+def test_an_affine_grid_is_pytorchs() -> None:
+    matrices = torch.randn(5, 2, 3)
+    for height, width in ((64, 64), (28, 28), (7, 20)):
+        expected = torch.nn.functional.affine_grid(matrices, [5, 1, height, width], align_corners=False)
+        torch.testing.assert_close(data.affine_grid(matrices, height, width), expected, rtol=0, atol=2e-6)
+
+
 def test_random_affine_turns_shifts_and_scales_each_image_apart() -> None:
     torch.manual_seed(0)
     images = -torch.ones(64, 1, 32, 32)
