@@ -23,7 +23,7 @@ from voice_translator import to_pcm16
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
     grid = make_grid(images, columns, normalize=True, value_range=(-1, 1))[0]  # of three channels, all alike
-    picture = Image.fromarray(grid.mul(255).round().byte().cpu().numpy())
+    picture = Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy())
     files.write(path, picture.save)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from torchvision.utils import save_image
 
 import data
 import figures
@@ -29,6 +30,15 @@ def drawn(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_a_grid_is_torchvisions_in_grey(tmp_path: Path) -> None:
+    images = torch.randint(0, 511, (7, 1, 8, 8)) / 255 - 1  # half levels, too
+    figures.save_grid(tmp_path / "ours.png", images, columns=4)
+    save_image(images, tmp_path / "theirs.png", nrow=4, value_range=(-1, 1), normalize=True)
+    with Image.open(tmp_path / "ours.png") as ours, Image.open(tmp_path / "theirs.png") as theirs:
+        assert (ours.mode, theirs.mode) == ("L", "RGB")
+        assert np.array_equal(ours, theirs.convert("L"))
 
 
 def test_every_picture_is_drawn_and_none_is_larger_than_the_readme_may_carry(drawn: Path) -> None:
