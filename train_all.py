@@ -128,7 +128,7 @@ def main(config: Config) -> dict[str, float]:
     count = config.epochs * (config.images_per_epoch or len(train.labels))
     logmels = Heard(ear, train.images, count, config.keep_gigabytes, config.augmentation)
 
-    def learn(index: Tensor, grey: Tensor, distance: str, joint: bool) -> dict[str, Tensor]:
+    def learn(index: Tensor, grey: Tensor, kind: str, joint: bool) -> dict[str, Tensor]:
         generator.requires_grad_(joint)  # always in eval mode: its BatchNorm statistics are part of the memory
         heard = logmels[index]
         inputs = heard
@@ -144,7 +144,7 @@ def main(config: Config) -> dict[str, float]:
             logits = classifier(shown)
         terms = {"cross_entropy": F.cross_entropy(logits, train.labels[index])}
         if config.sound_consistency:
-            terms["sound_distance"] = sound_distance(ear, imagined, heard, config.leak, distance)
+            terms["sound_distance"] = sound_distance(ear, imagined, heard, config.leak, kind)
         if config.rehearsal:
             terms["rehearsal"] = F.mse_loss(rehearsed, remembered)
         if config.detail:
@@ -166,8 +166,8 @@ def main(config: Config) -> dict[str, float]:
         done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
         greys = torch.tensor([config.grey * share for share in done]).to(device)
         for index, grey, share in zip(runs.progress(taken, title), greys, done, strict=True):
-            distance = "loudness" if share < config.loudness_first else config.distance
-            for name, term in learn(index, grey, distance, epoch > alone).items():
+            kind = "loudness" if share < config.loudness_first else config.distance
+            for name, term in learn(index, grey, kind, epoch > alone).items():
                 means.setdefault(name, runs.Mean(f"the {name.replace('_', ' ')}", epoch)).add(term)
         scheduler.step()
 
