@@ -13,7 +13,7 @@ install: .venv/installed
 
 # The three stages in under six minutes on two cores, on data that come with our packages: handwritten digits are heard,
 # printed ones remembered. Stage three runs twice, with the published objective and with the sound-consistent one.
-SMALL := --dataset handwritten --batch 32
+
 demo: install
 	$(PY) train_vggish.py $(SMALL) --width 8 --epochs 10 --late-epoch 8 --learning-rate 1e-3
 	$(PY) mnist_classify_train.py $(SMALL) --epochs 8 --late-epoch 7 --learning-rate 0.01 --judge-epochs 12

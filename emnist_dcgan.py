@@ -1,182 +1,246 @@
-"""Stage two, visual memory: a DCGAN learns to draw characters that it saw, from noise.
+"""Stage two, visual memory: a DCGAN learns to draw the characters of EMNIST from noise.
 
     python emnist_dcgan.py            # the published schedule
+    python emnist_dcgan.py small      # a preset: narrower and shorter, for two cores
     python emnist_dcgan.py --help     # every setting below is a flag
 
-Reads EMNIST (downloaded on first use) and `results/judge/`, in whose features it measures how real the samples look.
-Writes `results/emnist_dcgan/`: checkpoint.pt (the generator that stage three imagines with), metrics.json, log.jsonl,
-curves.png, and samples_001.png ... of the same noise after every epoch. For the shortened schedule on two cores, its
-minutes, and what it should give, see the README.
-"""
+It reads EMNIST, which is downloaded on first use, and `results/judges/cnn/`, in whose features it
+measures how real the samples look. It writes `results/emnist_dcgan/`: checkpoint.pt with the
+generator, metrics.json, log.jsonl, curves.png, and samples_001.png ... of the same noise after
+every epoch. On one GPU it takes two minutes."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-import data
-import figures
-import mnist_classify_train
-import ratings
-import runs
+from common.checkpoint import checkpoint_hashes
+from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line
+from common.device import autocast, choose_device
+from data import data_hashes, default_root, load_gan_images
+from data.resize import upsample
+from evaluation.metrics import frechet_distance, judge_features
 from models.discriminator import Discriminator
-from models.generator import Generator
-from replay import Replayed
+from models.generator import NOISE_SIZE, Generator, generate, seeded_noise
+from training.cuda_graph import CudaGraphStep
+from training.figures import save_curves, save_grid
+from training.loop import RunningMean, epoch_batches, optimizer_step, progress_bar, seed_epoch
+from training.run import Run, require_complete
+from training.upstream import UPSTREAM_STAGES, load_judge
 
-WON = 0.02  # the discriminator has won when its mean loss comes this near to the least that it can have
-ALIKE = 0.05  # samples are alike when they deviate by less than this share of what real images do
+# How a failed GAN is recognised.
+# the discriminator has won if its mean loss is this near to the least loss that is possible
+D_LOSS_MARGIN = 0.02
+# the samples have collapsed if they vary less than this share of what real images do
+MIN_DIVERSITY = 0.05
 
 
 @dataclass(frozen=True)
 class Config:
-    # what is remembered
-    dataset: Literal["emnist", "printed"] = "emnist"  # printed: digits in matplotlib's fonts, no download
-    split: Literal["mnist", "digits", "byclass", "bymerge", "balanced", "letters"] = "mnist"  # of EMNIST. Published: mnist
-    file: Literal["train", "test"] = "train"  # of EMNIST: which of its two official files
-    digits_only: bool = True  # leave out the letters; --no-digits-only keeps all characters
+    # -- data
+    # emnist, printed (digits in matplotlib's fonts, no download), or a key of DATASETS in data/.
+    dataset: str = "emnist"
+    # Of EMNIST. Published: mnist.
+    split: Literal["mnist", "digits", "byclass", "bymerge", "balanced", "letters"] = "mnist"
+    # Which of EMNIST's two official files to learn from.
+    emnist_part: Literal["train", "test"] = "train"
+    digits_only: bool = True  # Leave out the letters of EMNIST.
 
-    # the networks
-    width: int = 64  # channels of the last hidden layer of the generator, the first of the discriminator. Published: 64
+    # -- network
+    # Channels of the generator's last hidden layer and the discriminator's first layer. Published:
+    # 64.
+    width: Count = 64
 
-    # the schedule
-    epochs: int = 50  # published: 50
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the tenth that is held out. Published: all
-    batch: int = 64  # published: 64
-    learning_rate: float = 2e-4  # Adam, of the generator. Published: 2e-4
-    discriminator_learning_rate: float = 2e-4  # Adam. Published: 2e-4; a fifth of the generator's spares many steps
-    beta1: float = 0.5  # Adam, of both; beta2 is 0.999. Published: 0.5
+    # -- schedule
+    epochs: Count = 50  # Number of epochs. Published: 50.
+    # Images an epoch, drawn again in each. None: all but the tenth that is held out. Published:
+    # all.
+    images_per_epoch: Annotated[int, Limit(2)] | None = None
+    batch: BatchSize = 64  # Images a step. Published: 64.
+    learning_rate: LearningRate = 2e-4  # Learning rate of the generator's Adam. Published: 2e-4.
+    # Learning rate of the discriminator's Adam. Published: 2e-4. A fifth of the generator's saves
+    # many steps.
+    discriminator_learning_rate: LearningRate = 2e-4
+    # First beta of both Adams; the second is 0.999. Published: 0.5.
+    beta1: Annotated[float, Limit(0, 0.999)] = 0.5
+    # Standard deviation of the noise on the discriminator's input; it falls to 0 along a line.
+    # Published: 0. Without it the discriminator wins within 50 steps, and the samples stay noise.
+    instance_noise: Weight = 0.3
+    # The discriminator's target for real images. Published: 1.
+    real_label: Annotated[float, Limit(0, 1)] = 0.9
 
-    # without these two the discriminator wins within 50 steps and the samples stay noise
-    instance_noise: float = 0.3  # sigma on what the discriminator sees; falls linearly to 0. Published: 0
-    real_label: float = 0.9  # what it shall say of real images, 0 of others. Published: 1
+    # -- run
+    seed: Seed = 0  # Seed of the weights, the order and the noise.
+    device: str = "auto"  # auto, cpu, cuda or cuda:1.
+    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
+    deterministic: bool = False
+    # Capture the training step on a GPU. Set it to False while you edit the step.
+    cuda_graphs: bool = True
+    data_root: Path = field(
+        default_factory=default_root
+    )  # The folder of the data sets; also $LISTEN_DATA.
+    results: Path = Path("results")  # The folder of all runs.
+    resume: bool = False  # Continue after the last finished epoch.
 
-    # the run
-    seed: int = 0  # of weights, order and noise
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
-    data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on after the last finished epoch
+
+PRESETS = {
+    "published": Config(),
+    "small": Config(width=32, epochs=5, images_per_epoch=6400, batch=32, learning_rate=1e-3,
+                    discriminator_learning_rate=2e-4, instance_noise=0.5),
+    "demo": Config(dataset="printed", width=16, epochs=2, images_per_epoch=4800, batch=32, learning_rate=1e-3,
+                   discriminator_learning_rate=2e-4, instance_noise=0.5),
+}  # fmt: skip
 
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic)
-    which = (config.data_root, device, config.split, config.file, config.digits_only)
-    train = data.load_remembered(config.dataset, "train", *which)
-    validation = data.load_remembered(config.dataset, "validation", *which)
-    judge = mnist_classify_train.load_judge(config.results, None, device)
-    runs.require_complete(config.results / "judge", "run mnist_classify_train.py")
-    seen = data.as_seen(validation.images)
-    real_features, real_deviation = ratings.judge_features(judge, seen), deviation(seen)
+    device = choose_device(config.device, config.deterministic)
+    which = (config.data_root, device, config.split, config.emnist_part, config.digits_only)
+    train = load_gan_images(config.dataset, "train", *which)
+    validation = load_gan_images(config.dataset, "validation", *which)
+    judge_folder = config.results / UPSTREAM_STAGES["judge_cnn"]
+    judge = load_judge(judge_folder, None, device)
+    require_complete(judge_folder, "run mnist_classify_train.py")
+    real = upsample(validation.images)
+    real_features, real_diversity = judge_features(judge, real), pixel_diversity(real)
 
     torch.manual_seed(config.seed)
     generator = Generator(config.width).to(device, memory_format=torch.channels_last)
     discriminator = Discriminator(config.width).to(device, memory_format=torch.channels_last)
     betas = (config.beta1, 0.999)
     g_optimiser = torch.optim.Adam(generator.parameters(), config.learning_rate, betas, fused=True)
-    d_optimiser = torch.optim.Adam(discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True)
-    fixed_noise = noise(len(validation.labels), config.seed, device)
+    d_optimiser = torch.optim.Adam(
+        discriminator.parameters(), config.discriminator_learning_rate, betas, fused=True
+    )
+    fixed_noise = seeded_noise(len(validation.labels), config.seed, device)
 
-    made_from = data.sha256(train=train, validation=validation) | runs.checkpoint_sha256(config.results, "judge")
-    run = runs.Run("emnist_dcgan", config, device, sha256=made_from, draw=draw_curves)
-    if run.done:
-        return run.done
-    first = run.restore(generator=generator, discriminator=discriminator, g_optimiser=g_optimiser, d_optimiser=d_optimiser)
+    hashes = data_hashes(train=train, validation=validation) | checkpoint_hashes(
+        {"judge_cnn": judge_folder}
+    )
+    run = Run("emnist_dcgan", config, device, sha256=hashes, draw=draw_curves)
+    if run.finished_metrics:
+        return run.finished_metrics
+    first = run.start_or_resume(
+        generator=generator,
+        discriminator=discriminator,
+        g_optimiser=g_optimiser,
+        d_optimiser=d_optimiser,
+    )
 
-    def learn(index: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        real = data.as_seen(train.images[index])
-        z = torch.randn(len(index), generator.noise_size, device=device)
+    def step(index: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        real = upsample(train.images[index])
+        z = torch.randn(len(index), NOISE_SIZE, device=device)
 
-        with runs.autocast(device):
-            imagined = generator(z)
+        with autocast(device):
+            fake = generator(z)
             real_logits = discriminator(real + sigma * torch.randn_like(real))
-            fake_logits = discriminator(imagined.detach() + sigma * torch.randn_like(imagined))
-        d_loss = gan_loss(real_logits, config.real_label) + gan_loss(fake_logits, 0.0)
-        runs.step(d_loss, d_optimiser)
+            fake_logits = discriminator(fake.detach() + sigma * torch.randn_like(fake))
+        d_loss = discriminator_loss(real_logits, fake_logits, config.real_label)
+        optimizer_step(d_loss, d_optimiser)
 
         discriminator.requires_grad_(False)  # the generator's step needs no gradient of its weights
-        with runs.autocast(device):
-            fake_logits = discriminator(imagined + sigma * torch.randn_like(imagined))
-        g_loss = gan_loss(fake_logits, 1.0)  # non-saturating
-        runs.step(g_loss, g_optimiser)
+        with autocast(device):
+            fake_logits = discriminator(fake + sigma * torch.randn_like(fake))
+        g_loss = generator_loss(fake_logits)
+        optimizer_step(g_loss, g_optimiser)
         discriminator.requires_grad_(True)
         return d_loss, g_loss
 
-    learn = Replayed(learn, device, d_optimiser, g_optimiser, tries=True)
+    graph_step = CudaGraphStep(
+        step, device, d_optimiser, g_optimiser, enabled=config.cuda_graphs, try_algorithms=True
+    )
     for epoch in range(first, config.epochs + 1):
-        order = runs.seed_epoch(config.seed, epoch)
+        order = seed_epoch(config.seed, epoch)
         generator.train()
-        d_loss_mean = runs.Mean("the discriminator's loss", epoch)
-        g_loss_mean = runs.Mean("the generator's loss", epoch)
-        taken = list(runs.batches(len(train.labels), config.batch, order, device, config.images_per_epoch))
+        d_loss_mean, g_loss_mean = (
+            RunningMean(f"the {who}'s loss", epoch) for who in ("discriminator", "generator")
+        )
+        title = f"epoch {epoch}/{config.epochs}"
+        taken = list(
+            epoch_batches(len(train.labels), config.batch, order, device, config.images_per_epoch)
+        )
         done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
         sigmas = torch.tensor([config.instance_noise * (1 - share) for share in done]).to(device)
-        for index, sigma in zip(runs.progress(taken, f"epoch {epoch}/{config.epochs}"), sigmas, strict=True):
-            d_loss, g_loss = learn(index, sigma)
+        for index, sigma in zip(progress_bar(taken, title), sigmas, strict=True):
+            d_loss, g_loss = graph_step(index, sigma)
             d_loss_mean.add(d_loss)
             g_loss_mean.add(g_loss)
 
-        samples = draw(generator, fixed_noise)
+        samples = generate(generator, fixed_noise)
         record = {
             "epoch": epoch,
-            "discriminator_loss": d_loss_mean.read(),
-            "generator_loss": g_loss_mean.read(),
-            "frechet_distance": ratings.frechet_distance(ratings.judge_features(judge, samples), real_features),
+            "discriminator_loss": d_loss_mean.compute(),
+            "generator_loss": g_loss_mean.compute(),
+            "frechet_distance": frechet_distance(judge_features(judge, samples), real_features),
+            "diversity": (pixel_diversity(samples) / real_diversity).item(),
         }
-        record["samples_deviation"] = (deviation(samples) / real_deviation).item()
-        record["collapsed"] = collapse(record["discriminator_loss"], record["samples_deviation"], config.real_label)
-        if record["collapsed"]:
-            print(f"warning: epoch {epoch}: {record['collapsed']}; try a lower --discriminator-learning-rate, or more "
+        record["failure"] = gan_failure(
+            record["discriminator_loss"], record["diversity"], config.real_label
+        )
+        if record["failure"]:
+            print(f"warning: epoch {epoch}: {record['failure']}; try a lower --discriminator-learning-rate, or more "
                   "--instance-noise.")  # fmt: skip
-        figures.save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
-        run.end_epoch(record, best=True)  # the last epoch counts, as published: nothing is picked
+        save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
+        run.end_epoch(  # the last epoch counts, as published: nothing is picked
+            record, True,
+            f"{title}: Frechet distance {record['frechet_distance']:.2f}, "
+            f"losses D {record['discriminator_loss']:.3f}, G {record['generator_loss']:.3f}",
+        )  # fmt: skip
 
-    metrics = {name: run.history[-1][name] for name in ("frechet_distance", "discriminator_loss", "generator_loss")}
+    metrics = {
+        name: run.history[-1][name]
+        for name in ("frechet_distance", "discriminator_loss", "generator_loss")
+    }
     run.finish(metrics)
-    print(f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: train_all.py")
+    print(
+        f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: train_all.py"
+    )
     return metrics
 
 
-def deviation(images: Tensor) -> Tensor:
-    """How much `(N, 1, H, W)` images differ: the standard deviation of a pixel over them, its mean over the pixels."""
+# To train with another GAN loss, edit these two functions.
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, real_label: float) -> Tensor:
+    """Binary cross-entropy: real images towards `real_label`, generated ones towards 0."""
+    return _cross_entropy(real_logits, real_label) + _cross_entropy(fake_logits, 0.0)
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """The non-saturating loss: generated images towards 1."""
+    return _cross_entropy(fake_logits, 1.0)
+
+
+def _cross_entropy(logits: Tensor, target: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+
+
+def pixel_diversity(images: Tensor) -> Tensor:
+    """How much `(N, 1, H, W)` images vary: the standard deviation of each pixel, averaged over the
+    pixels."""
     return images.std(0).mean()
 
 
-def collapse(discriminator_loss: float, samples_deviation: float, real_label: float) -> str:
-    """What went wrong in an epoch, or nothing: the discriminator tells real and imagined apart without fail, so that the
-    generator learns no more; or all samples are alike."""
-    least = -sum(p * math.log(p) for p in (real_label, 1 - real_label) if p > 0)  # no discriminator's loss is smaller
-    if discriminator_loss - least < WON:
-        return f"the discriminator has won: its loss of {discriminator_loss:.4f} is the least that there is"
-    if samples_deviation < ALIKE:
-        return f"the samples are alike: they differ by {samples_deviation:.1%} of what real images do"
+def gan_failure(discriminator_loss: float, diversity: float, real_label: float) -> str:
+    """What went wrong in an epoch; empty if nothing did."""
+    least = -sum(
+        p * math.log(p) for p in (real_label, 1 - real_label) if p > 0
+    )  # no discriminator's loss is smaller
+    if discriminator_loss - least < D_LOSS_MARGIN:
+        return f"the discriminator has won: its loss of {discriminator_loss:.4f} is the least that is possible"
+    if diversity < MIN_DIVERSITY:
+        return f"the samples have collapsed: they vary by {diversity:.1%} of what real images do"
     return ""
 
 
 def draw_curves(folder: Path) -> None:
-    figures.save_curves(folder, [["discriminator_loss", "generator_loss"], ["frechet_distance"]])
-
-
-def gan_loss(logits: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
-
-
-def noise(count: int, seed: int, device: torch.device) -> Tensor:
-    """`(count, 100)` standard normal, always the same for a seed, on every device."""
-    return torch.randn(count, Generator.noise_size, generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-@torch.no_grad()
-def draw(generator: nn.Module, z: Tensor) -> Tensor:
-    """`(N, 100)` noise -> `(N, 1, 64, 64)` samples in [-1, 1], in eval mode."""
-    generator.eval()
-    return torch.cat([generator(part) for part in z.split(256)])
+    """Draw the curves of a run from its log."""
+    save_curves(folder, [["discriminator_loss", "generator_loss"], ["frechet_distance"]])
 
 
 if __name__ == "__main__":
-    runs.command_line(Config, main, __doc__)
+    command_line(Config, main, __doc__, PRESETS)

@@ -1,139 +1,161 @@
-"""Stage one, sound perception: a VGGish learns which digit a soundscape is.
+"""Stage one, sound perception: a VGGish learns to classify soundscapes.
 
-    python train_vggish.py                # the published schedule; a GPU, or a lot of patience
-    python train_vggish.py --help         # every setting below is a flag
+    python train_vggish.py              # the published schedule
+    python train_vggish.py small        # a preset: narrower and shorter, for two cores
+    python train_vggish.py --help       # every setting below is a flag
 
-Reads MNIST (downloaded on first use). Writes `results/train_vggish/`: checkpoint.pt, metrics.json, log.jsonl, curves.png,
-and soundscapes.png with soundscapes.wav, to see and hear what it hears. For the shortened schedule on two cores, its
-minutes, and what it should give, see the README.
-"""
+It reads MNIST, which is downloaded on first use. It writes `results/train_vggish/`: checkpoint.pt,
+metrics.json, log.jsonl, curves.png, and soundscapes.png with soundscapes.wav. On one GPU it takes
+half a minute; small takes minutes on two cores."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-import data
-import figures
-import runs
-from models.vggish import VGGish
-from replay import Replayed
-from vggish import HEARD_TOGETHER, HOP, Ear, Heard, Probe, load_audioset_convolutions
+from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line
+from common.device import autocast, choose_device
+from common.files import UserError
+from data import class_names, data_hashes, default_root, load_digits
+from models.vggish import VGGish, load_audioset_convolutions
+from training.classifier import draw_curves, sound_accuracy
+from training.cuda_graph import CudaGraphStep
+from training.figures import first_of_each_class, save_soundscapes
+from training.logmels import LogMelCache
+from training.loop import RunningMean, epoch_batches, optimizer_step, seed_epoch
+from training.run import Run
+from vggish import HOP, ImageToLogMel, audio_fingerprint
 from voice_translator import Encoding
 
 
 @dataclass(frozen=True)
 class Config:
-    # what is heard
-    dataset: Literal["mnist", "handwritten"] = "mnist"  # handwritten: scikit-learn's small digits, no download
-    encoding: Encoding = Encoding()  # the scheme; it travels in the checkpoint, and stage three hears with it
-    frames: int | None = None  # log-mel frames heard; None: all (112 at 1.05 s). Published: 96, which cuts off 0.075 s
-    hop: int = HOP  # samples at 16 kHz from frame to frame, 400 at most. Published: 160; 305 hears 2.0 s in 112 frames
+    # -- data
+    # The data set, a key of DATASETS in data/. `handwritten` needs no download.
+    dataset: str = "mnist"
 
-    # the network
-    width: int = 64  # channels of the first convolution. Published: 64; 16 trains some 10 times as fast on two cores
-    audioset_weights: Path | None = None  # torchvggish's state dict, for the convolutions to start from; width 64 only
+    # -- network
+    # Channels of the first convolution. Published: 64. With 16 it trains about ten times as fast on
+    # two cores.
+    width: Count = 64
+    # A file with torchvggish's state dict, from which the convolutions start. It needs width 64.
+    audioset_weights: Path | None = None
 
-    # the schedule
-    epochs: int = 5  # published: 5
-    images_per_epoch: int | None = None  # drawn anew each epoch; None: all but the validation part. Published: all
-    batch: int = 128  # published: 128
-    learning_rate: float = 1e-4  # Adam. Published: 1e-4
-    late_epoch: int = 3  # from this epoch on, a tenth of the learning rate. Published: 3
-    keep_gigabytes: float = 2.0  # of log-mels, made once and kept in float16; where they take more, anew in every epoch
+    # -- schedule
+    epochs: Count = 5  # Number of epochs. Published: 5.
+    # Images an epoch, drawn again in each. None: all but the validation part. Published: all.
+    images_per_epoch: Annotated[int, Limit(2)] | None = None
+    batch: BatchSize = 128  # Images a step. Published: 128.
+    learning_rate: LearningRate = 1e-4  # Learning rate of Adam. Published: 1e-4.
+    late_epoch: Count = 3  # From this epoch on, a tenth of the learning rate. Published: 3.
+    # The most memory for log-mels, in gigabytes. If they fit, they are computed once and kept in
+    # float16; otherwise they are computed in every epoch.
+    cache_gigabytes: Weight = 2.0
 
-    # the run
-    seed: int = 0  # of weights, order and noise
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    deterministic: bool = False  # on a GPU the same bits again, somewhat slower; the CPU gives them anyway
-    data_root: Path = field(default_factory=data.default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")  # the folder of all runs
-    resume: bool = False  # go on after the last finished epoch
+    # -- run
+    seed: Seed = 0  # Seed of the weights, the order and the dropout.
+    device: str = "auto"  # auto, cpu, cuda or cuda:1.
+    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
+    deterministic: bool = False
+    # Capture the training step on a GPU. Set it to False while you edit the step.
+    cuda_graphs: bool = True
+    data_root: Path = field(
+        default_factory=default_root
+    )  # The folder of the data sets; also $LISTEN_DATA.
+    results: Path = Path("results")  # The folder of all runs.
+    resume: bool = False  # Continue after the last finished epoch.
+
+    # -- sound
+    encoding: Encoding = (
+        Encoding()
+    )  # The image-to-sound scheme. It is kept in the checkpoint, and stage three uses it.
+    # Log-mel frames of the network's input. None: as many as the soundscape needs, 112 at 1.05 s.
+    # Published: 96, which cuts off 0.075 s.
+    frames: Annotated[int, Limit(16)] | None = None
+    # Samples at 16 kHz from one frame to the next, at most 400. Published: 160. With 305, a sound
+    # of 2.0 s fits into 112 frames.
+    hop: Annotated[int, Limit(1, 400)] = HOP
+
+
+PRESETS = {
+    "published": Config(),
+    "small": Config(width=16, learning_rate=1e-3, late_epoch=4),
+    "demo": Config(
+        dataset="handwritten", width=8, epochs=10, late_epoch=8, batch=32, learning_rate=1e-3
+    ),
+}
 
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
-    device = runs.choose_device(config.device, config.deterministic)
-    train = data.load_heard(config.dataset, "train", config.data_root, device)
-    validation = data.load_heard(config.dataset, "validation", config.data_root, device)
+    device = choose_device(config.device, config.deterministic)
+    train = load_digits(config.dataset, "train", config.data_root, device)
+    validation = load_digits(config.dataset, "validation", config.data_root, device)
+    classes = len(class_names(config.dataset, config.data_root))
 
     torch.manual_seed(config.seed)
     try:
-        ear = Ear(config.encoding, config.frames, config.hop).to(device)
+        front_end = ImageToLogMel(config.encoding, config.frames, config.hop).to(device)
     except ValueError as error:
-        raise runs.UserError(str(error)) from error
-    network = VGGish(frames=ear.frames, width=config.width)
+        raise UserError(str(error)) from error
+    network = VGGish(front_end.frames, config.width, classes)
     if config.audioset_weights:
         load_audioset_convolutions(network, config.audioset_weights)
     network.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
-    made_from = data.sha256(train=train, validation=validation)
-    run = runs.Run("train_vggish", config, device, sha256=made_from, draw=draw_curves)
-    if run.done:
-        return run.done
-    first = run.restore(vggish=network, probe=Probe(ear), optimiser=optimiser, scheduler=scheduler)
-    sounds = config.epochs * (config.images_per_epoch or len(train.labels))
-    heard = Heard(ear, train.images, sounds, config.keep_gigabytes)
+    hashes = data_hashes(train=train, validation=validation)
+    run = Run("train_vggish", config, device, sha256=hashes, draw=draw_curves,
+              fingerprint=audio_fingerprint(front_end), classes=classes)  # fmt: skip
+    if run.finished_metrics:
+        return run.finished_metrics
+    first = run.start_or_resume(vggish=network, optimiser=optimiser, scheduler=scheduler)
+    count = config.epochs * (config.images_per_epoch or len(train.labels))
+    logmels = LogMelCache(front_end, train.images, count, config.cache_gigabytes)
 
-    def learn(index: Tensor) -> Tensor:
-        with runs.autocast(device):
-            logits = network(heard[index])
+    def step(index: Tensor) -> Tensor:
+        with autocast(device):
+            logits = network(logmels[index])
         loss = F.cross_entropy(logits, train.labels[index])
-        runs.step(loss, optimiser)
+        optimizer_step(loss, optimiser)
         return loss
 
-    learn = Replayed(learn, device, optimiser)
+    graph_step = CudaGraphStep(step, device, optimiser, enabled=config.cuda_graphs)
     for epoch in range(first, config.epochs + 1):
-        generator = runs.seed_epoch(config.seed, epoch)
+        generator = seed_epoch(config.seed, epoch)
         network.train()
-        mean_loss = runs.Mean("the loss", epoch)
+        mean_loss = RunningMean("the loss", epoch)
         title = f"epoch {epoch}/{config.epochs}"
-        for index in runs.batches(len(train.labels), config.batch, generator, device, config.images_per_epoch, title):
-            mean_loss.add(learn(index))
+        for index in epoch_batches(
+            len(train.labels), config.batch, generator, device, config.images_per_epoch, title
+        ):
+            mean_loss.add(graph_step(index))
         scheduler.step()
 
-        record = {"epoch": epoch, "loss": mean_loss.read()}
-        record["validation_accuracy"] = accuracy(ear, network, validation)
-        best = record["validation_accuracy"] > max((line["validation_accuracy"] for line in run.history), default=-1.0)
-        run.end_epoch(record, best)
+        loss, accuracy = mean_loss.compute(), sound_accuracy(front_end, network, validation)
+        best = accuracy > max((line["validation_accuracy"] for line in run.history), default=-1.0)
+        run.end_epoch(
+            {"epoch": epoch, "loss": loss, "validation_accuracy": accuracy}, best,
+            f"{title}: validation accuracy {accuracy:.2%}, loss {loss:.4f}",
+        )  # fmt: skip
 
     run.load_best()
-    test = data.load_heard(config.dataset, "test", config.data_root, device)
+    test = load_digits(config.dataset, "test", config.data_root, device)
     metrics = {
-        "test_accuracy": accuracy(ear, network, test),
+        "test_accuracy": sound_accuracy(front_end, network, test),
         "validation_accuracy": max(line["validation_accuracy"] for line in run.history),
     }
-    shown = figures.per_class(test.labels, 1)[:, 0]
-    figures.save_soundscapes(run.folder, ear, test.images[shown], test.labels[shown])
-    run.finish(metrics, data.sha256(test=test))
-    print(f"sounds told apart: {metrics['test_accuracy']:.2%} of the test set. {run.folder}. Next: mnist_classify_train.py")
+    shown = first_of_each_class(test.labels, 1)[:, 0]
+    save_soundscapes(run.folder, front_end, test.images[shown], test.labels[shown])
+    run.finish(metrics, data_hashes(test=test))
+    print(f"sounds classified right: {metrics['test_accuracy']:.2%} of the test set. {run.folder}. "
+          "Next: mnist_classify_train.py")  # fmt: skip
     return metrics
 
 
-def draw_curves(folder: Path) -> None:
-    figures.save_curves(folder, [["loss"], ["validation_accuracy"]])
-
-
-def accuracy(ear: Ear, network: nn.Module, digits: data.Digits) -> float:
-    """Share of the digits that are told right by their sound."""
-    return (tell_apart(ear, network, digits.images) == digits.labels).double().mean().item()
-
-
-@torch.no_grad()
-def tell_apart(ear: Ear, network: nn.Module, images: Tensor) -> Tensor:
-    """The digits, `(N,)`, that the network takes the sounds of `(N, 28, 28)` uint8 images for."""
-    network.eval()
-    said = []
-    for part in images.split(HEARD_TOGETHER):
-        with runs.autocast(images.device):
-            said.append(network(ear(part)).argmax(1))
-    return torch.cat(said)
-
-
 if __name__ == "__main__":
-    runs.command_line(Config, main, __doc__)
+    command_line(Config, main, __doc__, PRESETS)

@@ -1,13 +1,13 @@
-"""Hearing: from an image through its soundscape to what the audio network hears, and to its embedding.
+"""The front end of the audio network: from an image through its soundscape to a log-mel
+spectrogram.
 
-`LogMel` is the front end of Google's VGGish (AudioSet), exactly: 25 ms periodic Hann windows every 10 ms, no padding,
-magnitude of a 512-point Fourier transform, 64 mel bands from 125 to 7500 Hz, ln(x + 0.01). Source: `mel_features.py` and
-`vggish_params.py` of github.com/tensorflow/models/tree/master/research/audioset/vggish.
-`Ear` puts the translator before it, and `load_embedder` the network of stage one behind it.
-"""
+`LogMel` is the front end of Google's VGGish (AudioSet): 25 ms periodic Hann windows every 10 ms, no
+padding, magnitude of a 512-point Fourier transform, 64 mel bands from 125 to 7500 Hz, ln(x + 0.01).
+Source: `mel_features.py` and `vggish_params.py` of
+github.com/tensorflow/models/tree/master/research/audioset/vggish. `ImageToLogMel` puts the
+translator before it."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
-import files
-import runs
-from models.vggish import VGGish
 from voice_translator import Encoding, VoiceTranslator
 
 SAMPLE_RATE = 16000  # Hz
@@ -29,11 +25,15 @@ BANDS = 64
 LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
-CPU_TOGETHER = 8  # sounds in one go: on the CPU, more leave the cache
-GPU_TOGETHER = 2**26  # samples of windows in one go: some GB while they are transformed
-HEARD_TOGETHER = 64  # images that are heard and told in one go: of 256, the network's maps leave the cache
-LARGEST_RESAMPLER = 2**22  # phases times step: some 100 MB while it is made. 22,050 Hz to 16,000 takes 141,120
-BLOCK = 16  # bands whose triangles are multiplied together: they reach over few bins, all 64 over all
+CPU_CHUNK = 8  # sounds at a time; on the CPU, more would leave the cache
+GPU_CHUNK = 2**26  # samples of windows at a time; they take some GB while they are transformed
+# images at a time in an evaluation; with 256, the network's maps would leave the cache
+EVAL_BATCH = 64
+LARGEST_RESAMPLER = (
+    2**22
+)  # phases times step: some 100 MB while it is made. 22,050 Hz to 16,000 takes 141,120
+# bands whose triangles are multiplied together: they reach over few bins, all 64 over all
+BLOCK = 16
 
 
 class LogMel(nn.Module):
@@ -44,17 +44,25 @@ class LogMel(nn.Module):
         hop: samples at 16 kHz from one frame to the next. Google's: 160.
 
     Raises:
-        ValueError: if `hop` is not from 1 to the window's 400, beyond which samples between two frames were not heard.
+        ValueError: if `hop` is not from 1 to the window's 400, beyond which samples between two
+            frames were not heard.
     """
 
     def __init__(self, sample_rate: int = SAMPLE_RATE, hop: int = HOP) -> None:
         super().__init__()
         if not 1 <= hop <= WINDOW:
-            raise ValueError(f"hop is {hop} samples, but must be from 1 to {WINDOW}, the window's length.")
+            raise ValueError(
+                f"hop is {hop} samples, but must be from 1 to {WINDOW}, the window's length."
+            )
         self.hop = hop
-        self.resample = Resample(sample_rate, SAMPLE_RATE) if sample_rate != SAMPLE_RATE else nn.Identity()
-        hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW)
-        # The window is followed by zeros to the transform's length, which spares padding every frame.
+        self.resample = (
+            Resample(sample_rate, SAMPLE_RATE) if sample_rate != SAMPLE_RATE else nn.Identity()
+        )
+        hann = 0.5 - 0.5 * torch.cos(
+            2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW
+        )
+        # The window is followed by zeros to the transform's length, which spares padding every
+        # frame.
         self.register_buffer("hann", F.pad(hann, (0, FFT - WINDOW)).float(), persistent=False)
         self.register_buffer("mel", mel_filters().float(), persistent=False)
         self.blocks = []  # first band, first bin, last bin + 1
@@ -63,9 +71,9 @@ class LogMel(nn.Module):
             self.blocks.append((band, int(bins.min()), int(bins.max()) + 1))
 
     def forward(self, sounds: Tensor, silence: int = 0) -> Tensor:
-        """`(B, samples)` in [-1, 1], followed by `silence` more samples -> `(B, frames, 64)`, natural log; frames =
-        1 + floor((n - 400) / hop), where n is the number of samples at 16 kHz. float32, or float64 in a module that was
-        moved to it.
+        """`(B, samples)` in [-1, 1], followed by `silence` more samples -> `(B, frames, 64)`,
+        natural log; frames = 1 + floor((n - 400) / hop), where n is the number of samples at 16
+        kHz. float32, or float64 in a module that was moved to it.
 
         Raises:
             ValueError: if `sounds` is no batch, or shorter than one window.
@@ -78,25 +86,36 @@ class LogMel(nn.Module):
         if not len(sounds):  # of which MKL makes no Fourier transform
             return self(F.pad(sounds, (0, 0, 0, 1)), silence)[:0]
         frames = max(1, (sounds.shape[1] + silence) // self.hop)
-        together = CPU_TOGETHER if sounds.device.type == "cpu" else max(1, GPU_TOGETHER // (frames * FFT))
+        together = CPU_CHUNK if sounds.device.type == "cpu" else max(1, GPU_CHUNK // (frames * FFT))
         with torch.autocast(sounds.device.type, enabled=False):
-            return torch.cat([self._logmels(part.to(self.hann.dtype), silence) for part in sounds.split(together)])
+            return torch.cat(
+                [
+                    self._logmels(part.to(self.hann.dtype), silence)
+                    for part in sounds.split(together)
+                ]
+            )
 
     def _logmels(self, sounds: Tensor, silence: int) -> Tensor:
-        # Padded twice, and a few sounds at a time: the batch, copied whole, costs as much as its Fourier transforms.
+        # Padded twice, and a few sounds at a time: the batch, copied whole, costs as much as its
+        # Fourier transforms.
         sounds = self.resample(F.pad(sounds, (0, silence)))
         if sounds.shape[1] < WINDOW:
-            raise ValueError(f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of {WINDOW}.")
+            raise ValueError(
+                f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of {WINDOW}."
+            )
         sounds = F.pad(sounds, (0, FFT - WINDOW))
         frames = sounds.unfold(1, FFT, self.hop) * self.hann  # B x frames x 512
         magnitudes = Magnitude.apply(torch.fft.rfft(frames))  # B x frames x 257
-        bands = [magnitudes[..., low:high] @ self.mel[low:high, k : k + BLOCK] for k, low, high in self.blocks]
+        bands = [
+            magnitudes[..., low:high] @ self.mel[low:high, k : k + BLOCK]
+            for k, low, high in self.blocks
+        ]
         return torch.cat(bands, -1).add_(LOG_OFFSET).log_()  # B x frames x 64
 
 
 class Magnitude(torch.autograd.Function):
-    """`z.abs()`, and its gradient with 0 where z is 0, in a third of the time: without its guard against overflow beyond
-    1e19, and the magnitude is kept for the way back."""
+    """`z.abs()`, and its gradient with 0 where z is 0, in a third of the time: without its guard
+    against overflow beyond 1e19, and the magnitude is kept for the way back."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
@@ -112,10 +131,11 @@ class Magnitude(torch.autograd.Function):
 
 
 def mel_filters() -> Tensor:
-    """VGGish's filter bank, `(257, 64)` float64: triangles of peak 1 whose flanks are linear in mel, the DC bin zero.
+    """VGGish's filter bank, `(257, 64)` float64: triangles of peak 1 whose flanks are linear in
+    mel, the DC bin zero.
 
-    librosa's triangles are linear in Hz, also with `htk=True, norm=None`, and differ by up to 0.0044.
-    """
+    librosa's triangles are linear in Hz, also with `htk=True, norm=None`, and differ by up to
+    0.0044."""
     bins = _mel(torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
     low, high = _mel(torch.tensor([LOWEST_HZ, HIGHEST_HZ], dtype=torch.float64)).tolist()
     edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
@@ -131,11 +151,12 @@ def _mel(hz: Tensor) -> Tensor:
 
 
 class Resample(nn.Module):
-    """Polyphase resampling by a rational factor, the same as `scipy.signal.resample_poly` (its Kaiser 5.0 window).
+    """Polyphase resampling by a rational factor, the same as `scipy.signal.resample_poly` (its
+    Kaiser 5.0 window).
 
-    Every one of the `up` phases of the filter is one column of a matrix, by which overlapping blocks are multiplied; by
-    default a GPU computes a convolution in TF32, with 10 bits, but not a matrix product.
-    """
+    Every one of the `up` phases of the filter is one column of a matrix, by which overlapping
+    blocks are multiplied; by default a GPU computes a convolution in TF32, with 10 bits, but not a
+    matrix product."""
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
         super().__init__()
@@ -146,62 +167,73 @@ class Resample(nn.Module):
                 f"sounds of {from_hz} Hz cannot be resampled to {to_hz} Hz within memory: the rates have only {common} in "
                 "common; set sample_rate to 16000, 22050, 44100 or 48000."
             )
-        from scipy.signal import firwin  # a tenth of the start of a stage, and 16,000 Hz needs no resampling
+        from scipy.signal import (
+            firwin,  # a tenth of the start of a stage, and 16,000 Hz needs no resampling
+        )
 
         half = 10 * max(self.up, self.down)
         taps = self.up * firwin(2 * half + 1, 1 / max(self.up, self.down), window=("kaiser", 5.0))
-        # Output n is sum over k of taps[half + n * down - k * up] * x[k]. Of one block of `up` outputs, that needs the
-        # inputs from -reach to down + reach around the block's start.
+        # Output n is sum over k of taps[half + n * down - k * up] * x[k]. Of one block of `up`
+        # outputs, that needs the inputs from -reach to down + reach around the block's start.
         self.reach = half // self.up + 1
         k = np.arange(-self.reach, self.down + self.reach + 1)
         index = half + np.arange(self.up)[:, None] * self.down - k * self.up
-        kernel = np.where((index >= 0) & (index < taps.size), taps[index.clip(0, taps.size - 1)], 0.0)
-        self.register_buffer("kernel", torch.from_numpy(kernel.T).float().contiguous(), persistent=False)
+        kernel = np.where(
+            (index >= 0) & (index < taps.size), taps[index.clip(0, taps.size - 1)], 0.0
+        )
+        self.register_buffer(
+            "kernel", torch.from_numpy(kernel.T).float().contiguous(), persistent=False
+        )
 
     def forward(self, sounds: Tensor) -> Tensor:
         """`(B, n)` -> `(B, ceil(n * up / down))`."""
         n = sounds.shape[1]
         blocks = math.ceil(n / self.down)
         padded = F.pad(sounds, (self.reach, blocks * self.down - n + self.reach + 1))
-        phases = padded.unfold(1, len(self.kernel), self.down) @ self.kernel.to(sounds.dtype)  # B x blocks x up
+        phases = padded.unfold(1, len(self.kernel), self.down) @ self.kernel.to(
+            sounds.dtype
+        )  # B x blocks x up
         return phases.flatten(1)[:, : math.ceil(n * self.up / self.down)]
 
 
-def frames_heard_whole(encoding: Encoding, hop: int = HOP) -> int:
-    """The fewest log-mel frames that lose no sample of a soundscape, neither to the framing nor to the network's pooling:
-    112 for 1.05 s, 208 for 2 s, and 112 for 2 s with a hop of 305 samples."""
+def frames_to_cover(encoding: Encoding, hop: int = HOP) -> int:
+    """The fewest log-mel frames that lose no sample of a soundscape, neither to the framing nor to
+    the network's pooling: 112 for 1.05 s, 208 for 2 s, and 112 for 2 s with a hop of 305
+    samples."""
     samples = math.ceil(encoding.samples * SAMPLE_RATE / encoding.sample_rate)
     frames = 1 + max(0, math.ceil((samples - WINDOW) / hop))
     return math.ceil(frames / POOLING) * POOLING
 
 
-class Ear(nn.Module):
+class ImageToLogMel(nn.Module):
     """Images -> what the network hears: the translator and the front end in one.
 
     Args:
         encoding: the scheme by which images become sound.
-        frames: how many log-mel frames the network hears. None: `frames_heard_whole`, the soundscape followed by
-            silence, so that no column of the image is cut off. 96 is the published cut: at 1.05 s it loses the last
-            0.075 s, which is 2.0 of 28 columns.
-        hop: samples at 16 kHz from one frame to the next. A hop of 305 hears 2.0 s in the frames a column that 160 gives
-            1.05 s, so that a longer sound need not mean a larger network.
+        frames: how many log-mel frames the network hears. None: `frames_to_cover`, the soundscape
+            followed by silence, so that no column of the image is cut off. 96 is the published cut:
+            at 1.05 s it loses the last 0.075 s, which is 2.0 of 28 columns.
+        hop: samples at 16 kHz from one frame to the next. A hop of 305 hears 2.0 s in the frames a
+            column that 160 gives 1.05 s, so that a longer sound need not mean a larger network.
 
     Raises:
-        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers would cut it, or `hop`
-            is longer than the window.
+        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers
+            would cut it, or `hop` is longer than the window.
     """
 
     def __init__(self, encoding: Encoding, frames: int | None = None, hop: int = HOP) -> None:
         super().__init__()
         self.logmel = LogMel(encoding.sample_rate, hop)
-        self.frames = frames_heard_whole(encoding, hop) if frames is None else frames
+        self.frames = frames_to_cover(encoding, hop) if frames is None else frames
         if self.frames < POOLING or self.frames % POOLING:
             raise ValueError(
                 f"frames is {frames}, but must be a multiple of {POOLING}: the network's pooling would cut off the rest."
             )
         self.translator = VoiceTranslator(encoding)
         needed = (self.frames - 1) * hop + WINDOW  # samples at 16 kHz
-        self.silence = max(0, math.ceil(needed * encoding.sample_rate / SAMPLE_RATE) - encoding.samples)  # samples
+        self.silence = max(
+            0, math.ceil(needed * encoding.sample_rate / SAMPLE_RATE) - encoding.samples
+        )  # samples
 
     @property
     def encoding(self) -> Encoding:
@@ -211,13 +243,15 @@ class Ear(nn.Module):
     def hop(self) -> int:
         return self.logmel.hop
 
-    def forward(self, images: Tensor, leak: float = 0.0) -> Tensor:
-        """Images, and `leak`, as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)` float32 log-mels."""
-        return self.hear(self.translator(images, leak))
+    def forward(self, images: Tensor, straight_through: float = 0.0) -> Tensor:
+        """Images, and `straight_through`, as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)`
+        float32 log-mels."""
+        return self.log_mel(self.translator(images, straight_through))
 
-    def hear(self, soundscapes: Tensor) -> Tensor:
-        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In stereo, `(B, 2, samples)`,
-        the mean of the ears is heard, as Google's front end takes the mean of the channels.
+    def log_mel(self, soundscapes: Tensor) -> Tensor:
+        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In
+        stereo, `(B, 2, samples)`, the mean of the ears is heard, as Google's front end takes the
+        mean of the channels.
 
         Raises:
             ValueError: if they have not as many samples as the encoding makes.
@@ -231,107 +265,32 @@ class Ear(nn.Module):
         return self.logmel(soundscapes, self.silence)[:, None, : self.frames]
 
 
-class Probe(nn.Module):
-    """What an ear hears of one fixed image, `(frames, 64)`. It travels in the checkpoint: settings say which encoding was
-    learned, but not whether the code that makes its sounds is still what it was."""
+def audio_fingerprint(front_end: ImageToLogMel) -> Tensor:
+    """The log-mel of one fixed image, `(frames, 64)` float32.
 
-    def __init__(self, ear: Ear) -> None:
-        super().__init__()
-        image = (torch.arange(28 * 28) * 37 % 256).byte().view(1, 28, 28)  # all grey levels, in no order
-        with torch.no_grad():
-            heard = ear(image.to(ear.logmel.mel.device))[0, 0]
-        self.register_buffer("heard", heard)
-
-    def alike(self, heard: Any) -> bool:
-        """Whether `heard` is the same but for rounding."""
-        if not isinstance(heard, Tensor) or heard.shape != self.heard.shape:
-            return False
-        return bool((heard.to(self.heard.device) - self.heard).abs().mean() < 0.01)
-
-    def load_state_dict(self, state: dict[str, Tensor], *args: Any, **named: Any) -> Any:
-        """Nothing is taken over; what was heard then is held against what is heard now.
-
-        Raises:
-            runs.UserError: if they differ by more than rounding.
-        """
-        if not self.alike(state["heard"]):
-            raise runs.UserError(
-                "the code that makes the sounds of this encoding was changed since they were learned; put it back, or begin "
-                "anew, with train_vggish.py."
-            )
+    It is kept in the checkpoints. The settings say which encoding was learned; the fingerprint
+    shows whether the code still makes the same sounds."""
+    image = (
+        (torch.arange(28 * 28) * 37 % 256).byte().view(1, 28, 28)
+    )  # all grey levels, in no order
+    with torch.no_grad():
+        return front_end(image.to(front_end.logmel.mel.device))[0, 0]
 
 
-def refuse_other_sounds(ear: Ear, checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint whose network learned other sounds than `ear` makes now; older ones do not tell.
+def fingerprints_match(one: Any, other: Tensor) -> bool:
+    """Whether two fingerprints are equal up to rounding."""
+    if not isinstance(one, Tensor) or one.shape != other.shape:
+        return False
+    return bool((one.to(other.device) - other).abs().mean() < 0.01)
+
+
+def require_same_sounds(front_end: ImageToLogMel, fingerprint: Any) -> None:
+    """Compare the stored fingerprint with the current one.
 
     Raises:
-        runs.UserError: if it did, or what it tells is damaged.
+        ValueError: if they differ by more than rounding.
     """
-    if "probe" in checkpoint["networks"]:
-        runs.load_weights(Probe(ear), checkpoint["networks"]["probe"], path)
-
-
-class Heard:
-    """What the network hears of `images`, by index: `heard[index]` is `(B, 1, frames, 64)` float32, without gradient.
-
-    Log-mels that are heard more than once are made once and kept in float16, which rounds them by up to 0.002, if they fit
-    into `gigabytes` on the device of the images (60,000 of 1.05 s take 0.86); otherwise they are made anew each time.
-
-    Args:
-        images: as the ear takes them, `(N, H, W)`.
-        count: how many log-mels will be asked for in all.
-        augmentation: of `data.augmented`, drawn anew each time, so that none is heard twice and none is kept.
-    """
-
-    def __init__(self, ear: Ear, images: Tensor, count: int, gigabytes: float, augmentation: float = 0.0) -> None:
-        self.ear, self.images, self.augmentation, self.kept = ear, images, augmentation, None
-        if not augmentation and count > len(images) and len(images) * ear.frames * BANDS * 2 <= gigabytes * 1e9:
-            self.kept = images.new_empty(len(images), 1, ear.frames, BANDS, dtype=torch.float16)
-            with torch.no_grad():
-                for part, place in zip(images.split(1000), self.kept.split(1000), strict=True):
-                    place.copy_(ear(part))
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        if self.kept is not None:
-            return self.kept[index].float()
-        images = self.images[index]
-        with torch.no_grad():
-            return self.ear(data.augmented(images, self.augmentation) if self.augmentation else images)
-
-
-def load_embedder(path: Path, device: torch.device | str = "cpu") -> tuple[Ear, VGGish]:
-    """A stage-one checkpoint as an embedder: its ear, with the encoding that it learned, and its network in eval mode.
-
-    `network.embed(ear(images))` is the `(B, 100)` embedding, `network(ear(images))` the `(B, 10)` logits.
-
-    Raises:
-        runs.UserError: if the file is missing, damaged, or of another stage.
-    """
-    checkpoint = runs.load_checkpoint(path, "train_vggish")
-    config = checkpoint["config"]
-    with files.whole(path, "run train_vggish.py"):
-        encoding, width = Encoding(**config["encoding"]), config["width"]
-        hop = config["hop"]
-        frames = frames_heard_whole(encoding, hop) if config["frames"] is None else config["frames"]
-        network = runs.load_network(lambda: VGGish(frames, width), checkpoint["networks"]["vggish"], path)
-        ear = Ear(encoding, frames, hop).to(device)
-        refuse_other_sounds(ear, checkpoint, path)
-    return ear, network.to(device, memory_format=torch.channels_last).eval()
-
-
-def load_audioset_convolutions(network: VGGish, path: Path) -> None:
-    """Start the convolutions of `network` from the released AudioSet weights.
-
-    Args:
-        network: of the published width 64.
-        path: a state dict in the layout of github.com/harritaylor/torchvggish (`features.0.weight` ... of six
-            convolutions); its fully connected layers, of other sizes, are left out.
-
-    Raises:
-        runs.UserError: if the file is missing, damaged, or does not fit.
-    """
-    state = files.load_file(path, "give the local path of torchvggish's state dict, or leave audioset_weights empty")
-    convolutions = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
-    if not convolutions:
-        raise runs.UserError(f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's file.")
-    runs.load_weights(network.features, convolutions, path)
+    if not fingerprints_match(fingerprint, audio_fingerprint(front_end)):
+        raise ValueError(
+            "the code that makes the sounds of this encoding was changed since they were learned"
+        )

@@ -1,23 +1,23 @@
 """How fast the stages train, as ratios measured side by side in one run.
 
-    python -m benchmarks.stages                # on the GPU if there is one, else on the CPU; minutes
+    # on the GPU if there is one, else on the CPU; minutes
+    python -m benchmarks.stages
     python -m benchmarks.stages --device cpu --threads 1
 
-Each row is one step of a stage, with the published networks and batches, on images of noise: it needs no data. It is timed
-in three ways, which take turns, so that whatever else the machine does disturbs all of them; the median counts, and the
-spread is shown:
+Each row is one step of a stage, with the published networks and batches, on images of noise: it
+needs no data. It is timed in three ways, which take turns, so that whatever else the machine does
+disturbs all of them; the median counts, and the spread is shown:
 
     ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
     plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast, not
                 even to TensorFloat-32
     published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
 
-The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal and on the way back, is
-not in the columns of hearing.
+The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal
+and on the way back, is not in the columns of hearing.
 
-The floor is the least time that a step could take here: its operations over the measured matrix rate, or the bytes that it
-cannot help moving over the measured bandwidth, whichever is longer.
-"""
+The floor is the least time that a step could take here: its operations over the measured matrix
+rate, or the bytes that it cannot help moving over the measured bandwidth, whichever is longer."""
 
 import contextlib
 import copy
@@ -37,19 +37,22 @@ from scipy.signal import resample_poly
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import data
-import replay
-import runs
-import train_all
 from benchmarks.translator import numpy_soundscape, resident, seconds_of
+from common.cli import command_line, progress_bar
+from common.device import autocast, choose_device, device_name, precision_name, uses_bfloat16
+from data.augment import augment, random_affine
+from data.resize import downsample_lstsq, upsample
 from emnist_dcgan import gan_loss
 from models.discriminator import Discriminator
 from models.generator import Generator
-from models.judge import Judge
+from models.judge_cnn import CNNJudge
 from models.lenet import LeNet
 from models.vggish import VGGish
-from replay import Replayed
-from vggish import FFT, HOP, WINDOW, Ear, Heard, mel_filters
+from training.cuda_graph import WARMUP_STEPS, CudaGraphStep
+from training.logmels import LogMelCache
+from training.loop import optimizer_step
+from training.losses import audio_loss, binarization_penalty, null_space_penalty
+from vggish import FFT, HOP, WINDOW, ImageToLogMel, mel_filters
 from voice_translator import Encoding
 
 PUBLISHED_IMAGES = 60_000  # an epoch
@@ -72,7 +75,9 @@ class Config:
 @dataclass(frozen=True)
 class Stage:
     name: str
-    build: Callable[[bool, int], tuple[Step, list[torch.optim.Optimizer]]]  # ours?, frames -> its step, and its optimisers
+    build: Callable[
+        [bool, int], tuple[Step, list[torch.optim.Optimizer]]
+    ]  # ours?, frames -> its step, and its optimisers
     batch: int
     epochs: int  # published; 0: not published
     hears: bool  # or sees
@@ -84,7 +89,8 @@ class Stage:
 
 
 def published_hearing(image: np.ndarray) -> np.ndarray:
-    """`(28, 28)` uint8 -> `(1, 96, 64)` float32: its soundscape and the front end of VGGish, resampled, in NumPy."""
+    """`(28, 28)` uint8 -> `(1, 96, 64)` float32: its soundscape and the front end of VGGish,
+    resampled, in NumPy."""
     sound = resample_poly(numpy_soundscape(image, PUBLISHED), 320, 441)
     frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW)[::HOP][:FRAMES]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
@@ -105,10 +111,13 @@ def load(images: np.ndarray, hears: bool, device: torch.device) -> Tensor:
 
 
 def turned_plainly(images: Tensor, degrees: float) -> Tensor:
-    """As `data.random_affine` turns them, in PyTorch's usual way."""
+    """As `random_affine` turns them, in PyTorch's usual way."""
     angle = math.radians(degrees) * (2 * torch.rand(len(images), device=images.device) - 1)
     none = torch.zeros_like(angle)
-    rows = [torch.stack([angle.cos(), -angle.sin(), none], 1), torch.stack([angle.sin(), angle.cos(), none], 1)]
+    rows = [
+        torch.stack([angle.cos(), -angle.sin(), none], 1),
+        torch.stack([angle.sin(), angle.cos(), none], 1),
+    ]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1
 
@@ -120,18 +129,24 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
     """What is timed. Ours casts, and lays channels last; plain does neither."""
 
     def laid(network: nn.Module, ours: bool) -> nn.Module:
-        return network.to(device, memory_format=torch.channels_last if ours else torch.contiguous_format)
+        return network.to(
+            device, memory_format=torch.channels_last if ours else torch.contiguous_format
+        )
 
     def cast(ours: bool) -> contextlib.AbstractContextManager:
-        return runs.autocast(device) if ours else contextlib.nullcontext()
+        return autocast(device) if ours else contextlib.nullcontext()
 
     def embed(network: VGGish, heard: Tensor, ours: bool) -> Tensor:
         if ours:
             return network.embed(heard)
-        return network.embedding(network.features(heard).permute(0, 2, 3, 1).flatten(1))  # channels first
+        return network.embedding(
+            network.features(heard).permute(0, 2, 3, 1).flatten(1)
+        )  # channels first
 
     def adam(*networks: nn.Module, ours: bool) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for network in networks for p in network.parameters()], 1e-4, fused=ours)
+        return torch.optim.Adam(
+            [p for network in networks for p in network.parameters()], 1e-4, fused=ours
+        )
 
     def hear(ours: bool, frames: int) -> tuple[Step, list]:
         network = laid(VGGish(frames, config.width), ours)
@@ -140,7 +155,7 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
         def step(heard: Tensor, labels: Tensor) -> None:
             with cast(ours):
                 logits = network.classifier(embed(network, heard, ours)).float()
-            runs.step(F.cross_entropy(logits, labels), optimiser)
+            optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
@@ -150,15 +165,18 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
 
         def step(seen: Tensor, labels: Tensor) -> None:
             if turn:
-                seen = data.random_affine(seen, turn) if ours else turned_plainly(seen, turn)
+                seen = random_affine(seen, turn) if ours else turned_plainly(seen, turn)
             with cast(ours):
                 logits = network(seen)
-            runs.step(F.cross_entropy(logits, labels), optimiser)
+            optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
     def remember(ours: bool, _: int) -> tuple[Step, list]:
-        generator, discriminator = laid(Generator(config.width), ours), laid(Discriminator(config.width), ours)
+        generator, discriminator = (
+            laid(Generator(config.width), ours),
+            laid(Discriminator(config.width), ours),
+        )
         g_optimiser, d_optimiser = adam(generator, ours=ours), adam(discriminator, ours=ours)
 
         def step(real: Tensor, labels: Tensor) -> None:
@@ -166,17 +184,22 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
             with cast(ours):
                 imagined = generator(z)
                 real_logits, fake_logits = discriminator(real), discriminator(imagined.detach())
-            runs.step(gan_loss(real_logits, 1.0) + gan_loss(fake_logits, 0.0), d_optimiser)
-            discriminator.requires_grad_(not ours)  # a plain loop computes gradients that nobody needs
+            optimizer_step(gan_loss(real_logits, 1.0) + gan_loss(fake_logits, 0.0), d_optimiser)
+            discriminator.requires_grad_(
+                not ours
+            )  # a plain loop computes gradients that nobody needs
             with cast(ours):
                 fake_logits = discriminator(imagined)
-            runs.step(gan_loss(fake_logits, 1.0), g_optimiser)
+            optimizer_step(gan_loss(fake_logits, 1.0), g_optimiser)
             discriminator.requires_grad_(True)
 
         return step, [g_optimiser, d_optimiser]
 
     def imagine(joint: bool, ours: bool, frames: int) -> tuple[Step, list]:
-        network, generator = laid(VGGish(frames, config.width), ours), laid(Generator(config.width), ours)
+        network, generator = (
+            laid(VGGish(frames, config.width), ours),
+            laid(Generator(config.width), ours),
+        )
         classifier = laid(LeNet(), ours).requires_grad_(False).eval()
         generator.requires_grad_(joint).eval()
         optimiser = adam(network, generator, ours=ours) if joint else adam(network, ours=ours)
@@ -184,29 +207,36 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
         def step(heard: Tensor, labels: Tensor) -> None:
             with cast(ours):
                 logits = classifier(generator(embed(network, heard, ours)))
-            runs.step(F.cross_entropy(logits, labels), optimiser)
+            optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
     def imagine_the_sound(ours: bool, frames: int) -> tuple[Step, list]:
-        network, generator = laid(VGGish(frames, config.width), ours), laid(Generator(config.width), ours).eval()
+        network, generator = (
+            laid(VGGish(frames, config.width), ours),
+            laid(Generator(config.width), ours).eval(),
+        )
         memory = copy.deepcopy(generator).requires_grad_(False)
         classifier = laid(LeNet(), ours).requires_grad_(False).eval()
-        ear = Ear(Encoding(), frames).to(device)
+        ear = ImageToLogMel(Encoding(), frames).to(device)
         optimiser = adam(network, generator, ours=ours)
 
         def step(heard: Tensor, labels: Tensor) -> None:
             with torch.no_grad():
                 with cast(ours):
-                    remembered = memory(torch.randn(len(labels), generator.noise_size, device=device))
-                told = torch.cat([heard, ear(data.as_drawn(remembered))])
+                    remembered = memory(
+                        torch.randn(len(labels), generator.noise_size, device=device)
+                    )
+                told = torch.cat([heard, ear(downsample_lstsq(remembered))])
             with cast(ours):
-                imagined, rehearsed = generator(embed(network, told, ours)).tensor_split([len(labels)])
-                logits = classifier(data.varied(imagined, 1.0))
+                imagined, rehearsed = generator(embed(network, told, ours)).tensor_split(
+                    [len(labels)]
+                )
+                logits = classifier(augment(imagined, 1.0))
             loss = F.cross_entropy(logits, labels) + 5 * F.mse_loss(rehearsed, remembered)
-            loss = loss + train_all.sound_distance(ear, imagined, heard, leak=1.0, kind="loudness")
-            loss = loss + 10 * train_all.inaudible_detail(imagined) + train_all.greyness(imagined)
-            runs.step(loss, optimiser)
+            loss = loss + audio_loss(ear, imagined, heard, straight_through=1.0, kind="loudness")
+            loss = loss + 10 * null_space_penalty(imagined) + binarization_penalty(imagined)
+            optimizer_step(loss, optimiser)
 
         return step, [optimiser]
 
@@ -214,7 +244,7 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
     return [
         Stage("one: hear", hear, large, 5, hears=True),
         Stage("two: classifier", lambda ours, _: read(LeNet(), 0.0, ours), large, 50, hears=False),
-        Stage("two: judge", lambda ours, _: read(Judge(), 10.0, ours), large, 0, hears=False),
+        Stage("two: judge", lambda ours, _: read(CNNJudge(), 10.0, ours), large, 0, hears=False),
         Stage("two: GAN", remember, small, 50, hears=False, tries=True),
         Stage("three: audio network", partial(imagine, False), large, 3, hears=True),
         Stage("three: with generator", partial(imagine, True), large, 1, hears=True),
@@ -227,8 +257,8 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
 
 @contextlib.contextmanager
 def peak_mebibytes(device: torch.device) -> Iterator[list[float]]:
-    """What is taken inside at its peak, not counting what was there before: of the GPU, or of this process by Linux's mark.
-    It is in the list when all is done."""
+    """What is taken inside at its peak, not counting what was there before: of the GPU, or of this
+    process by Linux's mark. It is in the list when all is done."""
     peak: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -243,27 +273,40 @@ def peak_mebibytes(device: torch.device) -> Iterator[list[float]]:
         peak.append(resident("VmHWM") - before)
 
 
-def operations_and_bytes(step: Callable[[], None], optimisers: list[torch.optim.Optimizer]) -> tuple[float, float]:
-    """Of one step: its operations in matrix products and convolutions; and the bytes that it cannot help moving. What the
-    way back needs is written once and read once; a parameter, its gradient and the optimiser's state are read, and written
-    but for the gradient."""
+def operations_and_bytes(
+    step: Callable[[], None], optimisers: list[torch.optim.Optimizer]
+) -> tuple[float, float]:
+    """Of one step: its operations in matrix products and convolutions; and the bytes that it cannot
+    help moving. What the way back needs is written once and read once; a parameter, its gradient
+    and the optimiser's state are read, and written but for the gradient."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         step()
-    learned = [p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]]
-    state = [v for o in optimisers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
+    learned = [
+        p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]
+    ]
+    state = [
+        v for o in optimisers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)
+    ]
     moved = 3 * sum(p.numel() for p in learned) + 2 * sum(v.numel() for v in state)
     return counter.get_total_flops(), 2 * sum(saved.values()) + 4 * moved
 
 
 def machine_rates(device: torch.device) -> tuple[float, float]:
-    """Operations a second of a matrix product, in the precision that ours takes; bytes a second of a copy."""
-    dtype, size = (torch.bfloat16 if runs.autocasts(device) else torch.float32), (8192 if device.type == "cuda" else 2048)
+    """Operations a second of a matrix product, in the precision that ours takes; bytes a second of
+    a copy."""
+    dtype, size = (
+        (torch.bfloat16 if uses_bfloat16(device) else torch.float32),
+        (8192 if device.type == "cuda" else 2048),
+    )
     square = torch.rand(size, size, device=device, dtype=dtype)
     long = torch.rand(size * size * 8, device=device)
     there = long.clone()
@@ -273,26 +316,27 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
 
 
 def main(config: Config) -> dict[str, dict[str, list[float]]]:
-    """Print the tables; returns the images a second of every stage in each of the three ways, one a round."""
+    """Print the tables; returns the images a second of every stage in each of the three ways, one a
+    round."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = runs.choose_device(config.device)
+    device = choose_device(config.device)
     torch.manual_seed(0)
-    ear = Ear(Encoding()).to(device)
+    ear = ImageToLogMel(Encoding()).to(device)
     rows = stages(config, device)
     most = max(row.batch for row in rows)
     images = torch.randint(0, 256, (most, 28, 28), dtype=torch.uint8)
     arrays, on_device = images.numpy(), images.to(device)
     labels = torch.arange(most, device=device) % 10
-    kept = Heard(ear, on_device, 2 * most, gigabytes=1)  # asked for twice, so kept
-    anew = Heard(ear, on_device, 2 * most, gigabytes=1, augmentation=0.5)
+    kept = LogMelCache(ear, on_device, 2 * most, gigabytes=1)  # asked for twice, so kept
+    anew = LogMelCache(ear, on_device, 2 * most, gigabytes=1, augmentation=0.5)
     index = torch.randperm(most, device=device)
 
     def inputs(way: str, row: Stage, few: Tensor) -> Tensor:
         if way == "published":
             return load(arrays[: row.batch], row.hears, device)
         if not row.hears:
-            return data.as_seen(on_device[few])
+            return upsample(on_device[few])
         if row.augmented:
             return anew[few]
         if way == "ours":
@@ -301,7 +345,9 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
             return ear(on_device[few])
 
     frames = {"ours": ear.frames, "plain": ear.frames, "published": FRAMES}
-    steps: dict[tuple[str, str], Callable[[], None]] = {}  # ours with its loading, as the stage scripts record it
+    steps: dict[
+        tuple[str, str], Callable[[], None]
+    ] = {}  # ours with its loading, as the stage scripts record it
     loads: dict[tuple[str, str], Callable[[], Tensor]] = {}
     floors, peaks = {}, {}
     for row in rows:
@@ -315,12 +361,19 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
                 if way == "ours":
                     floors[row.name] = operations_and_bytes(work, optimisers)
 
-                    def step(few: Tensor, told: Tensor, learn: Step = learn, loaded: Callable = loaded) -> None:
+                    def step(
+                        few: Tensor, told: Tensor, learn: Step = learn, loaded: Callable = loaded
+                    ) -> None:
                         learn(loaded(few), told)
 
-                    step, loaded = Replayed(step, device, *optimisers, tries=row.tries), Replayed(loaded, device)
+                    step, loaded = (
+                        CudaGraphStep(step, device, *optimisers, tries=row.tries),
+                        CudaGraphStep(loaded, device),
+                    )
                     work, load_few = partial(step, few, told), partial(loaded, few)
-                for k in range(replay.LIVE + 1 if device.type == "cuda" else 0):  # until ours are recorded
+                for k in range(
+                    WARMUP_STEPS + 1 if device.type == "cuda" else 0
+                ):  # until ours are recorded
                     if k == 1:  # what cuDNN tried does not count
                         torch.cuda.reset_peak_memory_stats(device)
                     work()
@@ -332,7 +385,7 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     machine: list[tuple[float, float]] = []
     loading: dict[tuple[str, str], list[float]] = {key: [] for key in steps}  # seconds an image
     stepping: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for _ in runs.progress(range(config.rounds), "rounds"):
+    for _ in progress_bar(range(config.rounds), "rounds"):
         machine.append(machine_rates(device))
         with torch.no_grad():
             hearing.append(seconds_of(lambda: ear(on_device), device) / most)
@@ -343,10 +396,14 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
                 stepping[key].append(seconds_of(steps[key], device) / row.batch)
 
     heard_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))
-    print(f"{runs.device_name(device)}, torch {torch.__version__}, {runs.precision(device)}, width {config.width}")
+    print(
+        f"{device_name(device)}, torch {torch.__version__}, {precision_name(device)}, width {config.width}"
+    )
     rate, bandwidth = (statistics.median(values) for values in zip(*machine, strict=True))
     print(f"matrix products {rate / 1e9:,.0f} GFLOP/s, copies {bandwidth / 1e9:,.1f} GB/s")
-    print(f"hearing, image to log-mel: {1 / statistics.median(hearing):,.0f} images/s {spread([1 / s for s in hearing])}")
+    print(
+        f"hearing, image to log-mel: {1 / statistics.median(hearing):,.0f} images/s {spread([1 / s for s in hearing])}"
+    )
     print(
         "| stage | images/s: ours (spread) | plain float32 | published design | times plain | times published "
         "| hearing: ours | plain | published | of the floor | MiB: ours | plain |"
@@ -357,7 +414,9 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
     for row in rows:
         once = 0.0
         if row.epochs and row.hears:  # ours are made once a run, of all its epochs
-            once = statistics.median(hearing) / (heard_epochs if row.name.startswith("three") else row.epochs)
+            once = statistics.median(hearing) / (
+                heard_epochs if row.name.startswith("three") else row.epochs
+            )
         a_image = {
             way: [
                 s + (once if way == "ours" else t)
@@ -368,7 +427,9 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         middle = {way: statistics.median(a_image[way]) for way in WAYS}
         rates[row.name] = {way: [1 / s for s in a_image[way]] for way in WAYS}
         share = {
-            way: (statistics.median(loading[row.name, way]) + (once if way == "ours" else 0)) / middle[way] for way in WAYS
+            way: (statistics.median(loading[row.name, way]) + (once if way == "ours" else 0))
+            / middle[way]
+            for way in WAYS
         }
         shares = " | ".join(f"{share[way]:.1%}" if row.hears else "" for way in WAYS)
         flops, moved = floors[row.name]
@@ -395,4 +456,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command_line(Config, main, __doc__)
+    command_line(Config, main, __doc__)

@@ -1,12 +1,13 @@
 """How fast the translator is, as ratios measured side by side in one run.
 
-    python -m benchmarks.translator                # on the CPU and, where there is one, the GPU; about a minute
+    # on the CPU and, where there is one, the GPU; about a minute
+    python -m benchmarks.translator
     python -m benchmarks.translator --threads 1
 
-Against the formulas written out for one image at a time: in NumPy, as the published encoders do it, and as three loops in
-pure Python. Both are written from the formulas, and held against the translator before anything is timed. The methods take
-turns, so that whatever else the machine does disturbs all of them; the median counts, and the spread is shown.
-"""
+Against the formulas written out for one image at a time: in NumPy, as the published encoders do it,
+and as three loops in pure Python. Both are written from the formulas, and held against the
+translator before anything is timed. The methods take turns, so that whatever else the machine does
+disturbs all of them; the median counts, and the spread is shown."""
 
 import ctypes
 import math
@@ -22,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import runs
+from common.cli import command_line, progress_bar
+from common.device import device_name
 from voice_translator import Encoding, VoiceTranslator
 
 PAPER = Encoding(sample_rate=22050)  # the published rate
@@ -36,7 +38,8 @@ class Config:
 
 
 def numpy_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
-    """One image of the paper's scheme, `(rows, columns)` uint8 -> `(samples,)` float64: every sinusoid is computed anew."""
+    """One image of the paper's scheme, `(rows, columns)` uint8 -> `(samples,)` float64: every
+    sinusoid is computed anew."""
     px = image.astype(np.float64)
     px = np.clip(px + e.contrast * (px - px.mean()), 0, 255)
     amplitudes = np.where(px > 0, 10 ** ((px / 16 - 15) / 10), 0)[::-1]
@@ -62,7 +65,9 @@ def python_soundscape(image: list[list[int]], e: Encoding) -> list[float]:
         for k in range(j * per_column, (j + 1) * per_column if j < e.columns - 1 else e.samples):
             sample = 0.0
             for i in range(e.rows):
-                sample += amplitudes[i] * math.sin(2 * math.pi * hz[i] * k / e.sample_rate + phases[i])
+                sample += amplitudes[i] * math.sin(
+                    2 * math.pi * hz[i] * k / e.sample_rate + phases[i]
+                )
             sound.append(min(max(sample * 0.5 / math.sqrt(e.rows), -1), 1))
     return sound
 
@@ -71,7 +76,9 @@ def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], N
     """A batch of images that lies on the device, made sound there."""
     translator = VoiceTranslator(e).to(device)
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, e.rows, e.columns), dtype=torch.uint8, generator=random).to(device)
+    images = torch.randint(
+        0, 256, (batch, e.rows, e.columns), dtype=torch.uint8, generator=random
+    ).to(device)
 
     def translate() -> None:
         with torch.inference_mode():
@@ -81,8 +88,8 @@ def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], N
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of them alone, as at the end
-    of an epoch."""
+    """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of
+    them alone, as at the end of an epoch."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     calls = 1
@@ -98,8 +105,8 @@ def seconds_of(work: Callable[[], object], device: torch.device, at_least: float
 
 
 def peak_mebibytes(e: Encoding, batch: int) -> float:
-    """What a batch on the CPU takes at its peak, output included, beside the translator: by Linux's high-water mark of a
-    process of its own, in which nothing lies about that was freed before."""
+    """What a batch on the CPU takes at its peak, output included, beside the translator: by Linux's
+    high-water mark of a process of its own, in which nothing lies about that was freed before."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:
         return process.submit(_peak, e, batch).result()
@@ -108,7 +115,9 @@ def peak_mebibytes(e: Encoding, batch: int) -> float:
 def _peak(e: Encoding, batch: int) -> float:
     translating(e, 1, torch.device("cpu"))()  # what PyTorch allocates once
     translate = translating(e, batch, torch.device("cpu"))
-    ctypes.CDLL(None).malloc_trim(0)  # or what was freed while the bank was made would serve the batch unseen
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # or what was freed while the bank was made would serve the batch unseen
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
     translate()
@@ -117,7 +126,9 @@ def _peak(e: Encoding, batch: int) -> float:
 
 def resident(name: str) -> float:
     """MiB of this process: VmRSS, what it takes; VmHWM, the most that it took."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -153,14 +164,16 @@ def main(config: Config) -> dict[str, list[float]]:
     flops, bytes_read = [], []
     for work, _, _ in works.values():
         work()  # the first call pays for allocations
-    for _ in runs.progress(range(config.rounds), "rounds"):
+    for _ in progress_bar(range(config.rounds), "rounds"):
         for name, (work, images, device) in works.items():
             rates[name].append(images / seconds_of(work, device))
         flops.append(2 * 1536**3 / seconds_of(lambda: torch.mm(square, square), cpu))
         bytes_read.append(basis.numel() * 4 / seconds_of(lambda: basis.sum(), cpu))
 
-    print(f"{runs.device_name(cpu)}, torch {torch.__version__}" + _gpu_name())
-    print("| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s (spread) | times NumPy |")
+    print(f"{device_name(cpu)}, torch {torch.__version__}" + _gpu_name())
+    print(
+        "| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s (spread) | times NumPy |"
+    )
     print("|---|---|---|")
     middle = {name: statistics.median(rate) for name, rate in rates.items()}
     for name, rate in rates.items():
@@ -173,7 +186,10 @@ def main(config: Config) -> dict[str, list[float]]:
         f"({rate / 1e9:.0f} GFLOP/s; {work / 1e6:.0f} MFLOP an image); one by one {bandwidth / bank:,.0f}, "
         f"by reading the bank ({bandwidth / 1e9:.1f} GB/s; {bank / 1e6:.0f} MB)"
     )
-    for name, e, batch in (("paper's, batch 256", PAPER, 256), ("stereo hificode, batch 64", HIFICODE, 64)):
+    for name, e, batch in (
+        ("paper's, batch 256", PAPER, 256),
+        ("stereo hificode, batch 64", HIFICODE, 64),
+    ):
         output = batch * (2 if e.stereo else 1) * e.samples * 4 / 2**20
         bank = VoiceTranslator(e).bank.numel() * 4 / 2**20
         print(
@@ -188,4 +204,4 @@ def _gpu_name() -> str:
 
 
 if __name__ == "__main__":
-    runs.command_line(Config, main, __doc__)
+    command_line(Config, main, __doc__)

@@ -1,1 +1,2 @@
-"""The networks of the late-blind model, one a file, and nothing else: no data, no training, no drawing."""
+"""The networks of the late-blind model, one a file, and nothing else: no data, no training, no
+drawing."""

@@ -1,4 +1,5 @@
-"""The classifier of digits through which stage three is trained: LeNet-style, the layers of Hu et al., CVPR 2019."""
+"""The classifier of digits through which stage three is trained: LeNet-style, the layers of Hu et
+al., CVPR 2019."""
 
 from torch import Tensor, nn
 

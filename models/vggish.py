@@ -1,25 +1,30 @@
 """The audio network: the published variant of VGGish, which hears a log-mel.
 
-Source: S. Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017, as changed by Hu et al.,
-CVPR 2019: fully connected layers of 1024 and 100, a BatchNorm without parameters as the embedding, and a classifier
-behind it. With a ReLU after every convolution, as in the original. The convolutions are laid out as in
-github.com/harritaylor/torchvggish, so that the released weights fit.
-"""
+Source: S. Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017, as
+changed by Hu et al., CVPR 2019: fully connected layers of 1024 and 100, a BatchNorm without
+parameters as the embedding, and a classifier behind it. With a ReLU after every convolution, as in
+the original. The convolutions are laid out as in github.com/harritaylor/torchvggish, so that the
+released weights fit."""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from common.checkpoint import load_weights
+from common.files import UserError, load_tensors
+from models.generator import NOISE_SIZE
+
 
 class VGGish(nn.Module):
-    """Log-mels -> an embedding that is distributed like the noise a generator grew up with, and its class.
+    """Log-mels -> an embedding that is distributed like the noise a generator grew up with, and its
+    class.
 
     Args:
         frames: of the log-mels, a multiple of 16. Published: 96.
         width: channels of the first convolution. Published: 64.
         classes: of the classifier on top.
     """
-
-    embedding_size = 100
 
     def __init__(self, frames: int = 112, width: int = 64, classes: int = 10) -> None:
         super().__init__()
@@ -36,15 +41,17 @@ class VGGish(nn.Module):
             nn.Conv2d(8 * w, 8 * w, 3, padding=1), nn.ReLU(),
             nn.MaxPool2d(2),  # 8w x frames/16 x 4
         )  # fmt: skip
+        self.dropout = nn.Dropout(0.5)
         self.embedding = nn.Sequential(
-            nn.Linear(frames // 16 * 4 * 8 * w, 1024), nn.ReLU(), nn.Dropout(0.5),  # 1024
-            nn.Linear(1024, self.embedding_size),  # 100
-            # Without parameters, so that every dimension of the embedding has mean 0 and variance 1 over a batch, like
-            # the noise that drove the generator: it is what lets a sound take the place of that noise.
-            nn.BatchNorm1d(self.embedding_size, affine=False),  # 100
+            nn.Linear(frames // 16 * 4 * 8 * w, 1024), nn.ReLU(), self.dropout,  # 1024
+            nn.Linear(1024, NOISE_SIZE),  # 100
+            # Without parameters, so that every dimension of the embedding has mean 0 and variance 1
+            # over a batch, like the noise that drove the generator: it is what lets a sound take
+            # the place of that noise.
+            nn.BatchNorm1d(NOISE_SIZE, affine=False),  # 100
         )  # fmt: skip
         self.classifier = nn.Sequential(
-            nn.Linear(self.embedding_size, 1024), nn.ReLU(), nn.Dropout(0.5),  # 1024
+            nn.Linear(NOISE_SIZE, 1024), nn.ReLU(), nn.Dropout(0.5),  # 1024
             nn.Linear(1024, classes),  # classes
         )  # fmt: skip
         for layer in self.features:
@@ -55,8 +62,36 @@ class VGGish(nn.Module):
     def embed(self, logmels: Tensor) -> Tensor:
         """`(B, 1, frames, 64)` log-mels -> `(B, 100)` embeddings of mean 0 and variance 1."""
         maps = self.features(logmels.contiguous(memory_format=torch.channels_last))
-        return self.embedding(maps.permute(0, 2, 3, 1).flatten(1)).float()  # flattened as time, band, channel
+        return self.embedding(
+            maps.permute(0, 2, 3, 1).flatten(1)
+        ).float()  # flattened as time, band, channel
 
     def forward(self, logmels: Tensor) -> Tensor:
         """`(B, 1, frames, 64)` log-mels -> `(B, classes)` logits."""
         return self.classifier(self.embed(logmels)).float()
+
+
+def load_audioset_convolutions(network: VGGish, path: Path) -> None:
+    """Start the convolutions of `network` from the released AudioSet weights.
+
+    Args:
+        network: of the published width 64.
+        path: a state dict in the layout of github.com/harritaylor/torchvggish (`features.0.weight`
+            ... of six convolutions); its fully connected layers, of other sizes, are left out.
+
+    Raises:
+        UserError: if the file is missing, damaged, or does not fit.
+    """
+    state = load_tensors(
+        path, "give the local path of torchvggish's state dict, or leave audioset_weights empty"
+    )
+    convolutions = {
+        key.removeprefix("features."): value
+        for key, value in state.items()
+        if key.startswith("features.")
+    }
+    if not convolutions:
+        raise UserError(
+            f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's file."
+        )
+    load_weights(network.features, convolutions, path)

@@ -1,11 +1,11 @@
-"""A GPU for machines that have none. Its tensors keep their numbers on the CPU, but mix with none that lie there, as a real
-one's: so a script can be run on `cuda:0` anywhere, and must give what it gives on the CPU, bit for bit.
+"""A GPU for machines that have none. Its tensors keep their numbers on the CPU, but mix with none
+that lie there, as a real one's: so a script can be run on `cuda:0` anywhere, and must give what it
+gives on the CPU, bit for bit.
 
-PyTorch hands every operation, below autograd, to `PretendedGPU.__torch_dispatch__`, which unpacks the tensors, computes, and
-packs the results. A CUDA graph is pretended too: what is captured is done once, and noted, to be done again with
-the numbers that its tensors have then. What it cannot show: the kernels, their rounding and their speed, bfloat16, streams,
-memory.
-"""
+PyTorch hands every operation, below autograd, to `PretendedGPU.__torch_dispatch__`, which unpacks
+the tensors, computes, and packs the results. A CUDA graph is pretended too: what is captured is
+done once, and noted, to be done again with the numbers that its tensors have then. What it cannot
+show: the kernels, their rounding and their speed, bfloat16, streams, memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,8 +20,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 COPIES = {aten._to_copy, aten.copy_}  # between the CPU and the GPU, either way
-INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # also by indices that lie on the CPU
-READING = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select}  # the host waits for the result
+INDEXING = {
+    aten.index,
+    aten.index_put,
+    aten.index_put_,
+    aten._index_put_impl_,
+}  # also by indices that lie on the CPU
+READING = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.equal,
+    aten.masked_select,
+}  # the host waits for the result
 UNREPEATABLE = {  # of which a GPU that shall be deterministic refuses the gradient
     aten.grid_sampler_2d_backward, aten.upsample_bilinear2d_backward, aten._upsample_bilinear2d_aa_backward,
 }  # fmt: skip
@@ -44,9 +54,15 @@ class OnGPU(Tensor):
 
     @staticmethod
     def __new__(cls, numbers: Tensor) -> "OnGPU":
-        layout = {"strides": numbers.stride(), "storage_offset": numbers.storage_offset(), "dtype": numbers.dtype}
+        layout = {
+            "strides": numbers.stride(),
+            "storage_offset": numbers.storage_offset(),
+            "dtype": numbers.dtype,
+        }
         # To PyTorch's C++ it lies on `meta`: of CUDA it would ask the driver.
-        packed = Tensor._make_wrapper_subclass(cls, numbers.size(), **layout, device=torch.device("meta"))
+        packed = Tensor._make_wrapper_subclass(
+            cls, numbers.size(), **layout, device=torch.device("meta")
+        )
         packed.numbers = numbers
         return packed
 
@@ -56,7 +72,9 @@ class OnGPU(Tensor):
     is_cpu = is_meta = property(lambda self: False)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         raise RuntimeError(f"{func} is asked for outside of PretendedGPU")
 
     def __reduce_ex__(self, protocol: int) -> Any:  # a checkpoint holds the numbers
@@ -71,13 +89,16 @@ class Graph:
 
     def __init__(self) -> None:
         self.done: list[tuple[Callable, tuple, dict, Any]] = []
-        self.fresh = True  # what is captured was done then, which a real one leaves to the first replay
+        # what is captured was done then, which a real one leaves to the first replay
+        self.fresh = True
 
     def replay(self) -> None:
         for func, args, kwargs, results in self.done if not self.fresh else ():
             anew = func(*_unpacked(args), **_unpacked(kwargs))
             for old, new in zip(tree_leaves(_unpacked(results)), tree_leaves(anew), strict=True):
-                if isinstance(new, Tensor) and new.data_ptr() != old.data_ptr():  # else in place, or a view
+                if (
+                    isinstance(new, Tensor) and new.data_ptr() != old.data_ptr()
+                ):  # else in place, or a view
                     old.copy_(new)
         self.fresh = False
 
@@ -91,7 +112,8 @@ class PretendedGPU(TorchDispatchMode):
 
     Attributes:
         watching: set it to have operations noted.
-        waits: those noted that make the host wait for the GPU: numbers read, and copies from or to the CPU.
+        waits: those noted that make the host wait for the GPU: numbers read, and copies from or to
+            the CPU.
         graph: the one that captures.
     """
 
@@ -103,8 +125,13 @@ class PretendedGPU(TorchDispatchMode):
     def __enter__(self) -> "PretendedGPU":
         pretended = {**PRETENDED, "CUDAGraph": Graph, "graph": self.capture}
         self.patches.enter_context(mock.patch.multiple(torch.cuda, **pretended))
-        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
-            self.patches.enter_context(mock.patch.object(torch.optim.Optimizer, name, lambda _: None, create=True))
+        for name in (
+            "_accelerator_graph_capture_health_check",
+            "_cuda_graph_capture_health_check",
+        ):  # by version
+            self.patches.enter_context(
+                mock.patch.object(torch.optim.Optimizer, name, lambda _: None, create=True)
+            )
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -119,27 +146,45 @@ class PretendedGPU(TorchDispatchMode):
         finally:
             self.graph = None
 
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs, kind = kwargs or {}, func.overloadpacket
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         here = [value for value in tensors if isinstance(value, OnGPU)]
         # A single number from the CPU may stand beside a tensor, but for those that are joined.
-        there = [value for value in tensors if value.is_cpu and (value.dim() or kind in (aten.cat, aten.stack))]
+        there = [
+            value
+            for value in tensors
+            if value.is_cpu and (value.dim() or kind in (aten.cat, aten.stack))
+        ]
         mixed = here and there and kind not in COPIES | INDEXING
         if mixed or (kind is aten.index and here and args[0].is_cpu):
             shapes = ", ".join(f"{value.device}: {tuple(value.shape)}" for value in tensors)
-            raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but {func} got {shapes}"
+            )
 
         if here and kind in UNREPEATABLE and torch.are_deterministic_algorithms_enabled():
             raise RuntimeError(f"{func} does not have a deterministic implementation")
 
         device = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
-        on_gpu = bool(here) if device is None else device != "cpu"  # or "meta", as C++ says of such a tensor
-        if on_gpu and any(isinstance(value, torch.Generator) for value in tree_leaves((args, kwargs))):
-            raise RuntimeError(f"Expected a 'cuda' device type for generator of {func}, but found 'cpu'")
+        on_gpu = (
+            bool(here) if device is None else device != "cpu"
+        )  # or "meta", as C++ says of such a tensor
+        if on_gpu and any(
+            isinstance(value, torch.Generator) for value in tree_leaves((args, kwargs))
+        ):
+            raise RuntimeError(
+                f"Expected a 'cuda' device type for generator of {func}, but found 'cpu'"
+            )
         from_cpu = any(value.is_cpu for value in tensors)
-        by_mask = kind in INDEXING and any(value.dtype in (torch.bool, torch.uint8) for value in tree_leaves(args[1]))
-        waits = kind in READING or by_mask or (kind in COPIES | INDEXING and (from_cpu or not on_gpu))
+        by_mask = kind in INDEXING and any(
+            value.dtype in (torch.bool, torch.uint8) for value in tree_leaves(args[1])
+        )
+        waits = (
+            kind in READING or by_mask or (kind in COPIES | INDEXING and (from_cpu or not on_gpu))
+        )
         if self.watching and (here or on_gpu) and waits:
             self.waits.append(str(func))
         if self.graph and waits:
@@ -153,7 +198,9 @@ class PretendedGPU(TorchDispatchMode):
         def pack(value: Any) -> Any:
             if not isinstance(value, Tensor) or not on_gpu:
                 return value
-            return packed[id(value)] if id(value) in packed else OnGPU(value)  # itself, of what is done in place
+            return (
+                packed[id(value)] if id(value) in packed else OnGPU(value)
+            )  # itself, of what is done in place
 
         results = tree_map(pack, done)
         if self.graph and on_gpu:

@@ -1,5 +1,5 @@
-"""What the benchmark of the stages rests on: the published design's loader hears what ours hears, and the floors are counted
-right. Its times are asserted nowhere."""
+"""What the benchmark of the stages rests on: the published design's loader hears what ours hears,
+and the floors are counted right. Its times are asserted nowhere."""
 
 import math
 
@@ -8,23 +8,29 @@ import pytest
 import torch
 from torch import nn
 
-import data
 from benchmarks import stages, translator
-from vggish import Ear
+from data import load_digits
+from data.augment import random_affine
+from data.resize import upsample
+from vggish import ImageToLogMel
 
 
 def test_the_published_loader_hears_and_sees_what_ours_does() -> None:
-    images = data.load_heard("handwritten", "train", "", "cpu").images[:4]
+    images = load_digits("handwritten", "train", "", "cpu").images[:4]
     heard = stages.load(images.numpy(), True, torch.device("cpu"))
-    torch.testing.assert_close(heard, Ear(stages.PUBLISHED, stages.FRAMES)(images), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        heard, ImageToLogMel(stages.PUBLISHED, stages.FRAMES)(images), rtol=0, atol=1e-3
+    )
     seen = stages.load(images.numpy(), False, torch.device("cpu"))
-    torch.testing.assert_close(seen, data.as_seen(images), rtol=0, atol=0.01)  # Pillow rounds to a grey level
+    torch.testing.assert_close(
+        seen, upsample(images), rtol=0, atol=0.01
+    )  # Pillow rounds to a grey level
 
 
 def test_images_are_turned_plainly_as_ours_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = data.as_seen(data.load_heard("handwritten", "train", "", "cpu").images[:4])
+    images = upsample(load_digits("handwritten", "train", "", "cpu").images[:4])
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.linspace(0, 1, 4).expand(size))
-    expected = data.random_affine(images, 10.0)
+    expected = random_affine(images, 10.0)
     torch.testing.assert_close(stages.turned_plainly(images, 10.0), expected, rtol=0, atol=1e-5)
     assert (expected - images).abs().max() > 0.1
 
@@ -40,7 +46,8 @@ def test_operations_and_bytes_of_a_linear_layer() -> None:
 
     operations, moved = stages.operations_and_bytes(step, [optimiser])
     assert operations == 2 * (2 * 4 * 10 * 20)  # forward, and the gradient of the weights
-    # The batch is written and read; weights, gradients and momentum are read, weights and momentum also written.
+    # The batch is written and read; weights, gradients and momentum are read, weights and momentum
+    # also written.
     assert moved == 4 * (2 * batch.numel() + 5 * layer.weight.numel())
 
 
@@ -65,13 +72,26 @@ def test_the_benchmark_runs_and_rates_every_stage(
     assert len(rates) == 7
     assert all(list(ways) == ["ours", "plain", "published"] for ways in rates.values())
     assert all(
-        len(rate) == 2 and min(rate) > 0 and math.isfinite(max(rate)) for ways in rates.values() for rate in ways.values()
+        len(rate) == 2 and min(rate) > 0 and math.isfinite(max(rate))
+        for ways in rates.values()
+        for rate in ways.values()
     )
     printed = capsys.readouterr().out
-    assert printed.count("\n| ") == 8  # a head, six steps of the published schedule, and one of ours
+    assert (
+        printed.count("\n| ") == 8
+    )  # a head, six steps of the published schedule, and one of ours
     hours = float(printed.split("published ")[-1].split()[0].replace(",", ""))
-    seconds = {name: 60_000 * epochs * np.median(1 / np.array(rates[name]["published"])) for name, epochs in EPOCHS.items()}
+    seconds = {
+        name: 60_000 * epochs * np.median(1 / np.array(rates[name]["published"]))
+        for name, epochs in EPOCHS.items()
+    }
     assert hours == pytest.approx(sum(seconds.values()) / 3600, abs=0.006)
 
 
-EPOCHS = {"one: hear": 5, "two: classifier": 50, "two: GAN": 50, "three: audio network": 3, "three: with generator": 1}
+EPOCHS = {
+    "one: hear": 5,
+    "two: classifier": 50,
+    "two: GAN": 50,
+    "three: audio network": 3,
+    "three: with generator": 1,
+}

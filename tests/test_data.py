@@ -1,4 +1,5 @@
-"""The data sets: those that need no download, those in torchvision's files, written here, and the real ones if present."""
+"""The data sets: those that need no download, those in torchvision's files, written here, and the
+real ones if present."""
 
 import struct
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from runs import UserError
 from torchvision import datasets
 
 import data
-from data import Digits, load_heard, load_remembered
-from runs import UserError
+from data import VALIDATION, Digits, default_root, load_digits, load_gan_images
+from data.resize import downsample_lstsq, project_to_28x28, upsample
+from data.synthetic import printed_letters, simple_shapes
 
 PARTS = ("train", "validation", "test")
 NOWHERE = Path("no download is needed")
@@ -28,12 +31,14 @@ def as_rows(digits: Digits) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def handwritten() -> dict[str, Digits]:
-    return {part: load_heard("handwritten", part, NOWHERE, "cpu") for part in PARTS}
+    return {part: load_digits("handwritten", part, NOWHERE, "cpu") for part in PARTS}
 
 
 @pytest.fixture(scope="module")
 def printed() -> dict[str, Digits]:
-    return {part: load_remembered("printed", part, NOWHERE, "cpu") for part in ("train", "validation")}
+    return {
+        part: load_gan_images("printed", part, NOWHERE, "cpu") for part in ("train", "validation")
+    }
 
 
 def check(digits: Digits, count: int) -> None:
@@ -69,11 +74,15 @@ def test_parts_are_disjoint(sets: str, request: pytest.FixtureRequest) -> None:
     assert len(set.union(*parts)) == sum(len(part) for part in parts)
 
 
-def test_the_labels_belong_to_the_images(handwritten: dict[str, Digits], printed: dict[str, Digits]) -> None:
+def test_the_labels_belong_to_the_images(
+    handwritten: dict[str, Digits], printed: dict[str, Digits]
+) -> None:
     """The nearest mean image of the training part names most of the validation part."""
     for sets in (handwritten, printed):
         train, validation = sets["train"], sets["validation"]
-        means = torch.stack([train.images[train.labels == digit].float().mean(0) for digit in range(10)])
+        means = torch.stack(
+            [train.images[train.labels == digit].float().mean(0) for digit in range(10)]
+        )
         nearest = torch.cdist(validation.images.flatten(1).float(), means.flatten(1)).argmin(1)
         assert (nearest == validation.labels).float().mean() > 0.5  # 0.1 by chance
 
@@ -81,11 +90,13 @@ def test_the_labels_belong_to_the_images(handwritten: dict[str, Digits], printed
 def test_heard_and_remembered_share_no_image_and_the_same_orientation(
     handwritten: dict[str, Digits], printed: dict[str, Digits]
 ) -> None:
-    """The mean printed digit looks like the mean handwritten one, and less so when it is transposed."""
+    """The mean printed digit looks like the mean handwritten one, and less so when it is
+    transposed."""
     assert not set(as_rows(handwritten["train"])) & set(as_rows(printed["train"]))
     for digit in (2, 4, 7):  # those that change most when transposed
         heard, seen = (
-            sets["train"].images[sets["train"].labels == digit].float().mean(0) for sets in (handwritten, printed)
+            sets["train"].images[sets["train"].labels == digit].float().mean(0)
+            for sets in (handwritten, printed)
         )
         assert alike(heard, seen) > alike(heard, seen.T) + 0.1
 
@@ -102,8 +113,8 @@ def test_loading_twice_gives_the_same_and_draws_no_random_number(
     np.random.seed(123)
     state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     for first, second in [
-        (handwritten["test"], load_heard("handwritten", "test", NOWHERE, "cpu")),
-        (printed["validation"], load_remembered("printed", "validation", NOWHERE, "cpu")),
+        (handwritten["test"], load_digits("handwritten", "test", NOWHERE, "cpu")),
+        (printed["validation"], load_gan_images("printed", "validation", NOWHERE, "cpu")),
     ]:
         assert first.images.equal(second.images)
         assert first.labels.equal(second.labels)
@@ -112,31 +123,40 @@ def test_loading_twice_gives_the_same_and_draws_no_random_number(
 
 
 def test_as_seen_is_64_by_64_in_minus_one_to_one(handwritten: dict[str, Digits]) -> None:
-    seen = data.as_seen(handwritten["test"].images[:50])
+    seen = upsample(handwritten["test"].images[:50])
     assert seen.shape == (50, 1, 64, 64)
     assert seen.dtype == torch.float32
     assert seen.min() == -1
     assert 0.9 < seen.max() <= 1
     for grey, value in ((0, -1.0), (255, 1.0), (51, -0.6)):
-        assert data.as_seen(torch.full((1, 28, 28), grey, dtype=torch.uint8)).allclose(torch.tensor(value))
+        assert upsample(torch.full((1, 28, 28), grey, dtype=torch.uint8)).allclose(
+            torch.tensor(value)
+        )
 
 
 def test_as_drawn_is_the_least_squares_way_back_of_as_seen(handwritten: dict[str, Digits]) -> None:
     images = handwritten["test"].images[:20]
-    torch.testing.assert_close(data.as_drawn(data.as_seen(images))[:, 0], images / 255, atol=1e-5, rtol=0)
-    # Of what is no enlargement, the nearest one: against NumPy, on a matrix of the enlargement found pixel by pixel.
+    torch.testing.assert_close(
+        downsample_lstsq(upsample(images))[:, 0], images / 255, atol=1e-5, rtol=0
+    )
+    # Of what is no enlargement, the nearest one: against NumPy, on a matrix of the enlargement
+    # found pixel by pixel.
     pixels = torch.eye(28 * 28).view(-1, 28, 28)
-    enlarging = (data.as_seen((pixels * 255).byte()) + 1).flatten(1).T.double().numpy() / 2
+    enlarging = (upsample((pixels * 255).byte()) + 1).flatten(1).T.double().numpy() / 2
     noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     seen = (noise.flatten(1).T.double().numpy() + 1) / 2
-    expected = np.linalg.solve(enlarging.T @ enlarging, enlarging.T @ seen)  # a tenth of the time of lstsq
-    torch.testing.assert_close(data.as_drawn(noise).flatten(1).T, torch.from_numpy(expected).float(), atol=1e-4, rtol=0)
+    expected = np.linalg.solve(
+        enlarging.T @ enlarging, enlarging.T @ seen
+    )  # a tenth of the time of lstsq
+    torch.testing.assert_close(
+        downsample_lstsq(noise).flatten(1).T, torch.from_numpy(expected).float(), atol=1e-4, rtol=0
+    )
     enlarged = torch.from_numpy(enlarging @ expected).float().T.view(2, 1, 64, 64) * 2 - 1
-    torch.testing.assert_close(data.redrawn(noise), enlarged, atol=2e-4, rtol=0)
+    torch.testing.assert_close(project_to_28x28(noise), enlarged, atol=2e-4, rtol=0)
 
 
 def test_letters_and_shapes_are_all_different() -> None:
-    for images, count in ((data.printed_letters(), 26), (data.simple_shapes(), 10)):
+    for images, count in ((printed_letters(), 26), (simple_shapes(), 10)):
         assert images.shape == (count, 28, 28)
         assert images.dtype == torch.uint8
         assert len({tuple(image.flatten().tolist()) for image in images}) == count
@@ -148,7 +168,7 @@ def test_letters_and_shapes_are_all_different() -> None:
 def test_as_seen_keeps_the_image_upright() -> None:
     image = torch.zeros(1, 28, 28, dtype=torch.uint8)
     image[0, 3, 20] = 255  # 28 -> 64: its centre goes to (3.5, 20.5) * 64 / 28 = (8.0, 46.9)
-    row, column = divmod(data.as_seen(image).argmax().item(), 64)
+    row, column = divmod(upsample(image).argmax().item(), 64)
     assert row in (7, 8)
     assert column in (46, 47)
 
@@ -198,9 +218,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mnist_parts(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation part is the end of the training file; the test file is another."""
-    assert data.VALIDATION == 5000
+    assert VALIDATION == 5000
     monkeypatch.setattr(data, "VALIDATION", 6)
-    parts = {part: load_heard("mnist", part, mnist, "cpu") for part in PARTS}
+    parts = {part: load_digits("mnist", part, mnist, "cpu") for part in PARTS}
     numbers = {part: digits.images[:, 0, 27].tolist() for part, digits in parts.items()}
     assert numbers == {
         "train": list(range(14)),
@@ -214,17 +234,24 @@ def test_mnist_parts(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mnist_is_not_transposed(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "VALIDATION", 6)
-    images = load_heard("mnist", "train", mnist, "cpu").images
+    images = load_digits("mnist", "train", mnist, "cpu").images
     assert images[3].count_nonzero() == 1
     assert images[3, 0, 27] == 3
 
 
 @pytest.mark.parametrize("file", ["train", "test"])
 def test_emnist_is_transposed_back(tmp_path: Path, file: str) -> None:
-    """And is split into nine tenths and one, with all images in one of them, each with its label."""
+    """And is split into nine tenths and one, with all images in one of them, each with its
+    label."""
     root = emnist(tmp_path, "mnist", 40, 10, file)
-    parts = {part: load_remembered("emnist", part, root, "cpu", file=file) for part in ("train", "validation")}
-    assert {part: len(digits.labels) for part, digits in parts.items()} == {"train": 36, "validation": 4}
+    parts = {
+        part: load_gan_images("emnist", part, root, "cpu", file=file)
+        for part in ("train", "validation")
+    }
+    assert {part: len(digits.labels) for part, digits in parts.items()} == {
+        "train": 36,
+        "validation": 4,
+    }
     images, labels = (torch.cat(tensors) for tensors in zip(*parts.values(), strict=True))
     numbers = images[:, 0, 27]
     assert sorted(numbers.tolist()) == list(range(40))
@@ -235,9 +262,9 @@ def test_emnist_is_transposed_back(tmp_path: Path, file: str) -> None:
 
 def test_emnist_parts_are_the_same_each_time(tmp_path: Path) -> None:
     root = emnist(tmp_path, "mnist", 40, 10)
-    first = load_remembered("emnist", "validation", root, "cpu")
+    first = load_gan_images("emnist", "validation", root, "cpu")
     torch.manual_seed(99)
-    assert load_remembered("emnist", "validation", root, "cpu").images.equal(first.images)
+    assert load_gan_images("emnist", "validation", root, "cpu").images.equal(first.images)
 
 
 def test_digits_only_leaves_out_the_letters(tmp_path: Path) -> None:
@@ -245,7 +272,7 @@ def test_digits_only_leaves_out_the_letters(tmp_path: Path) -> None:
 
     def labels(digits_only: bool) -> list[int]:
         parts = [
-            load_remembered("emnist", part, root, "cpu", split="byclass", digits_only=digits_only)
+            load_gan_images("emnist", part, root, "cpu", split="byclass", digits_only=digits_only)
             for part in ("train", "validation")
         ]
         return sorted(torch.cat([digits.labels for digits in parts]).tolist())
@@ -258,13 +285,22 @@ def test_letters_hold_no_digits(tmp_path: Path) -> None:
     """The labels of 'letters' begin at 1 for A, so that some of them look like digits."""
     root = emnist(tmp_path, "letters", 52, 26)
     with pytest.raises(UserError, match="'letters' holds no digits; give --no-digits-only"):
-        load_remembered("emnist", "train", root, "cpu", split="letters")
-    assert len(load_remembered("emnist", "train", root, "cpu", split="letters", digits_only=False).labels) == 47
+        load_gan_images("emnist", "train", root, "cpu", split="letters")
+    assert (
+        len(
+            load_gan_images(
+                "emnist", "train", root, "cpu", split="letters", digits_only=False
+            ).labels
+        )
+        == 47
+    )
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="EMNIST has no split 'digit'; give one of byclass, .*, digits, mnist"):
-        load_remembered("emnist", "train", tmp_path, "cpu", split="digit")
+    with pytest.raises(
+        UserError, match="EMNIST has no split 'digit'; give one of byclass, .*, digits, mnist"
+    ):
+        load_gan_images("emnist", "train", tmp_path, "cpu", split="digit")
 
 
 # Damaged and missing files.
@@ -300,23 +336,27 @@ DAMAGES = [truncate, empty, overwrite, shorten, resize]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_mnist_is_refused(mnist: Path, damage: Callable[[Path], None]) -> None:
     damage(mnist / "MNIST" / "raw" / "train-images-idx3-ubyte")
-    with pytest.raises(UserError, match=r"MNIST.raw holds damaged files; delete them, .* train-images-idx3-ubyte"):
-        load_heard("mnist", "train", mnist, "cpu")
+    with pytest.raises(
+        UserError, match=r"MNIST.raw holds damaged files; delete them, .* train-images-idx3-ubyte"
+    ):
+        load_digits("mnist", "train", mnist, "cpu")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_emnist_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     root = emnist(tmp_path, "mnist", 20, 10)
     damage(root / "EMNIST" / "raw" / "emnist-mnist-train-images-idx3-ubyte")
-    with pytest.raises(UserError, match=r"EMNIST.raw holds damaged files; .* emnist-mnist-train-images-idx3-ubyte"):
-        load_remembered("emnist", "train", root, "cpu")
+    with pytest.raises(
+        UserError, match=r"EMNIST.raw holds damaged files; .* emnist-mnist-train-images-idx3-ubyte"
+    ):
+        load_gan_images("emnist", "train", root, "cpu")
 
 
 def test_damaged_labels_are_refused(mnist: Path) -> None:
     path = mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"holds damaged files; .* t10k-labels-idx1-ubyte"):
-        load_heard("mnist", "test", mnist, "cpu")
+        load_digits("mnist", "test", mnist, "cpu")
 
 
 @pytest.mark.parametrize("missing", ["all", "t10k-labels-idx1-ubyte"])
@@ -329,7 +369,7 @@ def test_a_missing_mnist_without_a_network_names_folder_and_files(
     else:
         (mnist / "MNIST" / "raw" / missing).unlink()
     with pytest.raises(UserError, match="MNIST is not in .* and cannot be downloaded") as refusal:
-        load_heard("mnist", "train", root, "cpu")
+        load_digits("mnist", "train", root, "cpu")
     message = str(refusal.value)
     assert str(root / "MNIST" / "raw") in message
     for prefix in ("train", "t10k"):
@@ -339,33 +379,44 @@ def test_a_missing_mnist_without_a_network_names_folder_and_files(
 
 
 @pytest.mark.parametrize(("split", "file"), [("mnist", "train"), ("byclass", "test")])
-def test_a_missing_emnist_without_a_network_names_folder_and_files(tmp_path: Path, split: str, file: str) -> None:
+def test_a_missing_emnist_without_a_network_names_folder_and_files(
+    tmp_path: Path, split: str, file: str
+) -> None:
     with pytest.raises(UserError, match="EMNIST is not in .* and cannot be downloaded") as refusal:
-        load_remembered("emnist", "train", tmp_path, "cpu", split=split, file=file)
+        load_gan_images("emnist", "train", tmp_path, "cpu", split=split, file=file)
     message = str(refusal.value)
     assert str(tmp_path / "EMNIST" / "raw") in message
-    assert f"emnist-{split}-{file}-images-idx3-ubyte, emnist-{split}-{file}-labels-idx1-ubyte" in message
+    assert (
+        f"emnist-{split}-{file}-images-idx3-ubyte, emnist-{split}-{file}-labels-idx1-ubyte"
+        in message
+    )
 
 
 def test_what_is_missing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.EMNIST, "download", lambda self: emnist(tmp_path, "mnist", 20, 10))
-    assert len(load_remembered("emnist", "train", tmp_path, "cpu").labels) == 18
+    assert len(load_gan_images("emnist", "train", tmp_path, "cpu").labels) == 18
 
 
-def test_listen_data_decides_where_the_data_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listen_data_decides_where_the_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LISTEN_DATA", str(tmp_path))
-    assert data.default_root() == tmp_path
-    for unset in (lambda: monkeypatch.setenv("LISTEN_DATA", ""), lambda: monkeypatch.delenv("LISTEN_DATA")):
+    assert default_root() == tmp_path
+    for unset in (
+        lambda: monkeypatch.setenv("LISTEN_DATA", ""),
+        lambda: monkeypatch.delenv("LISTEN_DATA"),
+    ):
         unset()
-        assert data.default_root() == Path(data.__file__).parent
+        assert default_root() == Path(data.__file__).parent
 
 
 # The real data, where they are.
 
 
 def real(file: str) -> Path:
-    """The root that holds `file`: the default one, or `shared/data` beside the repository; else the test is skipped."""
-    roots = (data.default_root(), Path(__file__).parents[2] / "shared" / "data")
+    """The root that holds `file`: the default one, or `shared/data` beside the repository; else the
+    test is skipped."""
+    roots = (default_root(), Path(__file__).parents[2] / "shared" / "data")
     for root in roots:
         if (root / file).is_file():
             return root
@@ -374,19 +425,25 @@ def real(file: str) -> Path:
 
 def test_the_real_mnist() -> None:
     root = real("MNIST/raw/train-images-idx3-ubyte")
-    parts = {part: load_heard("mnist", part, root, "cpu") for part in PARTS}
+    parts = {part: load_digits("mnist", part, root, "cpu") for part in PARTS}
     assert [len(parts[part].labels) for part in PARTS] == [55000, 5000, 10000]
     assert parts["train"].labels[0] == 5  # the first image that anyone sees of MNIST
     check(parts["train"], 55000)
 
 
 def test_the_real_emnist_is_upright() -> None:
-    """Its digits of byclass are as many as its authors say, and look like MNIST's, and less so when transposed."""
+    """Its digits of byclass are as many as its authors say, and look like MNIST's, and less so when
+    transposed."""
     root = real("EMNIST/raw/emnist-byclass-test-images-idx3-ubyte")
-    parts = [load_remembered("emnist", part, root, "cpu", split="byclass", file="test") for part in ("train", "validation")]
+    parts = [
+        load_gan_images("emnist", part, root, "cpu", split="byclass", file="test")
+        for part in ("train", "validation")
+    ]
     assert sum(len(part.labels) for part in parts) == 57918
     assert parts[0].labels.unique().tolist() == list(range(10))
-    mnist = load_heard("mnist", "test", real("MNIST/raw/t10k-images-idx3-ubyte"), "cpu")
+    mnist = load_digits("mnist", "test", real("MNIST/raw/t10k-images-idx3-ubyte"), "cpu")
     for digit in (2, 4, 7):
-        heard, seen = (part.images[part.labels == digit].float().mean(0) for part in (mnist, parts[0]))
+        heard, seen = (
+            part.images[part.labels == digit].float().mean(0) for part in (mnist, parts[0])
+        )
         assert alike(heard, seen) > alike(heard, seen.T) + 0.1

@@ -1,4 +1,5 @@
-"""The rating: through its command line, its judges, its page in a real browser, and the comparison over seeds."""
+"""The rating: through its command line, its judges, its page in a real browser, and the comparison
+over seeds."""
 
 import dataclasses
 import json
@@ -13,19 +14,32 @@ import pytest
 import torch
 from conftest import script
 
-import comparison
 import data
-import evaluate
-import judges
-import page
-import ratings
-import runs
-import train_all
-import verification
-from models.kernel import KernelClassifier
-from models.transformer import Transformer
+from common.cli import command_line
+from common.files import UserError
+from data import load_digits
+from data.resize import upsample
+from evaluate import Config, main
+from evaluation.compare import COLUMNS, compare
+from evaluation.judges import JudgeSettings, load_judges, train_kernel, train_vit
+from evaluation.metrics import predict_labels
+from evaluation.rating import choose_examples, judge_settings, judges_mean, realism_report
+from evaluation.report import render
+from models.judge_kernel import KernelJudge
+from models.judge_vit import ViTJudge
+from train_all import Config
+from training.run import Run, read_metrics
 
-FLAGS = ("--device", "cpu", "--judges-epochs", "1", "--judges-batch", "64", "--kernel-centres", "200")
+FLAGS = (
+    "--device",
+    "cpu",
+    "--judges-epochs",
+    "1",
+    "--judges-batch",
+    "64",
+    "--kernel-centres",
+    "200",
+)
 CPU = torch.device("cpu")
 
 
@@ -49,10 +63,10 @@ def metrics(rated: Path) -> dict:
     return json.loads((rated / "evaluation" / "metrics.json").read_text())
 
 
-def settings(results: Path, **more: object) -> judges.Settings:
+def settings(results: Path, **more: object) -> JudgeSettings:
     """As the flags above say it."""
     config = {"epochs": 1, "batch": 64, "centres": 200, **more}
-    return judges.Settings("handwritten", results / "judges", data_root=Path(), **config)
+    return JudgeSettings("handwritten", results / "judges", data_root=Path(), **config)
 
 
 # -- the numbers -------------------------------------------------------------------------------------------------------
@@ -60,13 +74,19 @@ def settings(results: Path, **more: object) -> judges.Settings:
 
 def test_the_rating_says_everything_as_fractions(metrics: dict) -> None:
     assert set(metrics["judges"]) == {"residual", "transformer", "kernel"}
-    for reading in (*metrics["judges"].values(), metrics["classifier"], metrics["sound_classifier"]):
+    for reading in (
+        *metrics["judges"].values(),
+        metrics["classifier"],
+        metrics["sound_classifier"],
+    ):
         low, high = reading["interval"]
         assert 0 <= low <= reading["accuracy"] <= high <= 1
         assert reading["images"] == np.sum(reading["confusion"]) == 360
         assert len(reading["per_digit"]) == 10
         assert reading["accuracy"] == np.trace(reading["confusion"]) / 360
-    assert metrics["judges"]["kernel"]["real"]["accuracy"] > 0.95  # a limit that does not come from the imagined ones
+    assert (
+        metrics["judges"]["kernel"]["real"]["accuracy"] > 0.95
+    )  # a limit that does not come from the imagined ones
     assert metrics["retrieval"]["overall"]["images"] == 360  # all that there are
     assert metrics["realism"]["images"] == 180
     for name in ("imagined", "real", "samples_before", "samples_after"):
@@ -77,14 +97,14 @@ def test_the_rating_says_everything_as_fractions(metrics: dict) -> None:
 
 
 def test_the_rating_agrees_with_stage_three_and_stage_one(rated: Path, metrics: dict) -> None:
-    stage = runs.read_metrics(rated / "train_all")
+    stage = read_metrics(rated / "train_all")
     assert metrics["classifier"]["accuracy"] == pytest.approx(stage["test_accuracy"])
     assert metrics["judges"]["residual"]["accuracy"] == pytest.approx(stage["judge_accuracy"])
     assert metrics["correlation"]["mean"] == pytest.approx(stage["correlation"], abs=1e-6)
     assert metrics["retrieval"]["overall"]["accuracy"] == pytest.approx(stage["retrieval"])
     assert metrics["sound_distance"] == pytest.approx(stage["sound_distance"])
     assert metrics["sound_classifier"]["accuracy"] == pytest.approx(
-        runs.read_metrics(rated / "train_vggish")["test_accuracy"]
+        read_metrics(rated / "train_vggish")["test_accuracy"]
     )
     assert metrics["stages"]["train_all"]["config"] == stage["config"]
 
@@ -92,47 +112,63 @@ def test_the_rating_agrees_with_stage_three_and_stage_one(rated: Path, metrics: 
 def test_the_mean_of_the_judges_and_the_digit_that_fares_worst() -> None:
     one = {"accuracy": 0.9, "per_digit": [{"accuracy": 1.0}, {"accuracy": 0.8}]}
     other = {"accuracy": 0.5, "per_digit": [{"accuracy": 0.2}, {"accuracy": 0.8}]}
-    assert evaluate.judges_mean([one, other]) == pytest.approx({"accuracy": 0.7, "worst_digit": 0.6})
+    assert judges_mean([one, other]) == pytest.approx({"accuracy": 0.7, "worst_digit": 0.6})
 
 
 def test_the_two_ends_of_the_scale(rated: Path) -> None:
     """Real digits look real; flat grey ones do not. No set shares an image with the reference."""
-    judge = judges.load(rated, settings(rated), CPU)["residual"]
-    heard = data.as_seen(data.load_heard("handwritten", "test", Path(), "cpu").images)
+    judge = load_judges(rated, settings(rated), CPU)["residual"]
+    heard = upsample(load_digits("handwritten", "test", Path(), "cpu").images)
     generator = torch.nn.Module()
     generator.forward = lambda z: torch.zeros(len(z), 1, 64, 64)
-    rating = evaluate.realism(judge, heard, heard, generator, generator, seed=0)
+    rating = realism_report(judge, heard, heard, generator, generator, seed=0)
     assert rating["imagined"] == rating["real"]
     assert rating["real"]["precision"] > 0.7 and rating["real"]["recall"] > 0.7
     assert rating["samples_before"]["recall"] == rating["samples_after"]["precision"] == 0
-    assert 1e-6 < rating["real"]["frechet_distance"] < 0.1 * rating["samples_before"]["frechet_distance"]
+    assert (
+        1e-6
+        < rating["real"]["frechet_distance"]
+        < 0.1 * rating["samples_before"]["frechet_distance"]
+    )
 
 
 def test_best_median_and_worst_are_chosen_by_correlation_and_the_first_that_is_misread() -> None:
     correlations = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3, -0.2])
     labels = torch.tensor([4, 4, 4, 4, 4, 7])
-    four, seven = [(1, "best"), (2, "median"), (0, "worst")], [(5, "best"), (5, "median"), (5, "worst")]
-    assert evaluate.choose(correlations, labels, [labels, labels, labels]) == four + seven
-    # Digit 0 is misread by one judge of three; 2, 3 and 4 by two, of which 3 keeps most of its source.
+    four, seven = (
+        [(1, "best"), (2, "median"), (0, "worst")],
+        [(5, "best"), (5, "median"), (5, "worst")],
+    )
+    assert choose_examples(correlations, labels, [labels, labels, labels]) == four + seven
+    # Digit 0 is misread by one judge of three; 2, 3 and 4 by two, of which 3 keeps most of its
+    # source.
     one, two = torch.tensor([4, 4, 9, 9, 9, 7]), torch.tensor([9, 4, 9, 9, 8, 7])
-    assert evaluate.choose(correlations, labels, [labels, one, two]) == [*four, (2, "misread"), *seven]
+    assert choose_examples(correlations, labels, [labels, one, two]) == [
+        *four,
+        (2, "misread"),
+        *seven,
+    ]
 
 
 def test_second_thoughts_and_the_validation_part_are_rated_beside(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = Path(shutil.copytree(rated, tmp_path / "results"))
-    flags = [*FLAGS, "--results", str(results), "--second-thoughts", "2", "--part", "validation"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])  # in this process, which spares another's start
-    runs.command_line(evaluate.Config, evaluate.main, "")
+    flags = [*FLAGS, "--results", str(results), "--refine-steps", "2", "--part", "validation"]
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", *flags]
+    )  # in this process, which spares another's start
+    command_line(Config, main, "")
     folder = results / "evaluation_validation_second_thoughts"
     record = json.loads((folder / "metrics.json").read_text())
-    assert (record["part"], record["config"]["second_thoughts"]) == ("validation", 2)
-    count = len(data.load_heard("handwritten", "validation", Path(), CPU).labels)
+    assert (record["part"], record["config"]["refine_steps"]) == ("validation", 2)
+    count = len(load_digits("handwritten", "validation", Path(), CPU).labels)
     assert record["classifier"]["images"] == count != 360
-    assert 0 < record["thought_again"] <= 1
-    stage = [json.loads(line) for line in (results / "train_all" / "log.jsonl").read_text().splitlines()]
-    first = stage[runs.read_metrics(results / "train_all")["epoch"] - 1]["validation_correlation"]
+    assert 0 < record["refined_fraction"] <= 1
+    stage = [
+        json.loads(line) for line in (results / "train_all" / "log.jsonl").read_text().splitlines()
+    ]
+    first = stage[read_metrics(results / "train_all")["epoch"] - 1]["validation_correlation"]
     assert record["correlation"]["mean"] != pytest.approx(first, abs=1e-4)
     html = (folder / "index.html").read_text()
     assert "Thought of again, for a doubt" in html
@@ -144,22 +180,27 @@ def test_second_thoughts_and_the_validation_part_are_rated_beside(
     first, again = (results / name / "imagined.png" for name in ("evaluation", folder.name))
     assert first.read_bytes() == (results / "train_all.png").read_bytes() != again.read_bytes()
     assert "the test part of handwritten" in page_without
-    with pytest.raises(runs.UserError, match="--second-thoughts is -1; give a number of steps, or 0"):
-        evaluate.main(evaluate.Config(results=results, second_thoughts=-1, device="cpu", data_root=Path()))
+    with pytest.raises(UserError, match="--refine-steps is -1; give a number of steps, or 0"):
+        main(Config(results=results, refine_steps=-1, device="cpu", data_root=Path()))
 
 
-def test_a_rating_takes_no_runs_place_nor_that_of_another_rating(rated: Path, tmp_path: Path) -> None:
+def test_a_rating_takes_no_runs_place_nor_that_of_another_rating(
+    rated: Path, tmp_path: Path
+) -> None:
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     settings = {"results": results, "device": "cpu", "data_root": Path()}
-    with pytest.raises(runs.UserError, match="train_all holds what train_all left, which this would replace; give another"):
-        evaluate.main(evaluate.Config(**settings, output=results / "train_all"))
-    shutil.copytree(results / "train_all", results / "second_thoughts")
+    with pytest.raises(
+        UserError,
+        match="train_all holds what train_all left, which this would replace; give another",
+    ):
+        main(Config(**settings, output=results / "train_all"))
+    shutil.copytree(results / "train_all", results / "refine_steps")
     shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")  # of train_all
     said = "holds what evaluate.py said of train_all with no second thoughts, not of"
-    with pytest.raises(runs.UserError, match=f"{said} second_thoughts with no second thoughts; move"):
-        evaluate.main(evaluate.Config(**settings, name="second_thoughts"))
-    with pytest.raises(runs.UserError, match=f"{said} train_all with 2 second thoughts; move"):
-        evaluate.main(evaluate.Config(**settings, second_thoughts=2))
+    with pytest.raises(UserError, match=f"{said} refine_steps with no second thoughts; move"):
+        main(Config(**settings, name="refine_steps"))
+    with pytest.raises(UserError, match=f"{said} train_all with 2 second thoughts; move"):
+        main(Config(**settings, refine_steps=2))
     for folder in ("train_all", "evaluation"):
         for path in (rated / folder).iterdir():
             assert (results / folder / path.name).read_bytes() == path.read_bytes()
@@ -171,37 +212,51 @@ def test_a_rating_takes_no_runs_place_nor_that_of_another_rating(rated: Path, tm
 def test_the_judges_are_kept_frozen_and_never_chosen_by_the_test_set(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    panel = judges.load(rated, settings(rated), CPU)
+    panel = load_judges(rated, settings(rated), CPU)
     for judge in panel.values():
         assert not judge.training
         assert not any(parameter.requires_grad for parameter in judge.parameters())
     calls: list[str] = []
-    load, end_epoch = data.load_heard, runs.Run.end_epoch
-    monkeypatch.setattr(data, "load_heard", lambda name, part, *rest: (calls.append(part), load(name, part, *rest))[1])
-    monkeypatch.setattr(runs.Run, "end_epoch", lambda run, *a, **k: (calls.append("epoch"), end_epoch(run, *a, **k))[1])
+    load, end_epoch = load_digits, Run.end_epoch
+    monkeypatch.setattr(
+        data,
+        "load_heard",
+        lambda name, part, *rest: (calls.append(part), load(name, part, *rest))[1],
+    )
+    monkeypatch.setattr(
+        Run, "end_epoch", lambda run, *a, **k: (calls.append("epoch"), end_epoch(run, *a, **k))[1]
+    )
     again = settings(tmp_path)
-    judges.train_transformer(again, CPU)
+    train_vit(again, CPU)
     assert calls.index("test") > calls.index("epoch")
-    judges.train_kernel(again, CPU)
+    train_kernel(again, CPU)
     assert calls.count("test") == 2
     # Deterministic: what the command line trained is what the function trains.
     for name in ("transformer", "kernel"):
-        one, other = (torch.load(root / "judges" / name / "checkpoint.pt", weights_only=True) for root in (rated, tmp_path))
-        assert all(torch.equal(value, other["networks"]["judge"][key]) for key, value in one["networks"]["judge"].items())
+        one, other = (
+            torch.load(root / "judges" / name / "checkpoint.pt", weights_only=True)
+            for root in (rated, tmp_path)
+        )
+        assert all(
+            torch.equal(value, other["networks"]["judge"][key])
+            for key, value in one["networks"]["judge"].items()
+        )
         assert one["metrics"]["test_accuracy"] == other["metrics"]["test_accuracy"]
         metrics = json.loads((tmp_path / "judges" / name / "metrics.json").read_text())
         assert 0 <= metrics["test_accuracy"] <= 1
 
 
-def test_the_kernel_classifier_is_exact_on_its_own_centres_and_blind_to_contrast(rated: Path) -> None:
-    judge = judges.load(rated, settings(rated), CPU)["kernel"]
-    test = data.load_heard("handwritten", "test", Path(), "cpu")
-    images = data.as_seen(test.images)
-    right = ratings.predict(judge, images) == test.labels
+def test_the_kernel_classifier_is_exact_on_its_own_centres_and_blind_to_contrast(
+    rated: Path,
+) -> None:
+    judge = load_judges(rated, settings(rated), CPU)["kernel"]
+    test = load_digits("handwritten", "test", Path(), "cpu")
+    images = upsample(test.images)
+    right = predict_labels(judge, images) == test.labels
     assert right.double().mean() > 0.95
     grey = 0.2 * images - 0.7
-    assert torch.equal(ratings.predict(judge, grey), ratings.predict(judge, images))
-    kernels = KernelClassifier.kernels(judge, judge.centres)
+    assert torch.equal(predict_labels(judge, grey), predict_labels(judge, images))
+    kernels = KernelJudge.kernels(judge, judge.centres)
     torch.testing.assert_close(kernels.diagonal(), torch.ones(len(kernels)))
     squared = torch.cdist(judge.centres.double(), judge.centres.double()) ** 2
     torch.testing.assert_close(kernels.double(), (-judge.gamma * squared).exp(), atol=1e-5, rtol=0)
@@ -209,9 +264,9 @@ def test_the_kernel_classifier_is_exact_on_its_own_centres_and_blind_to_contrast
 
 def test_the_transformer_learns() -> None:
     torch.manual_seed(0)
-    judge = Transformer()
-    digits = data.load_heard("handwritten", "train", Path(), "cpu")
-    images, labels = data.as_seen(digits.images[:128]), digits.labels[:128]
+    judge = ViTJudge()
+    digits = load_digits("handwritten", "train", Path(), "cpu")
+    images, labels = upsample(digits.images[:128]), digits.labels[:128]
     optimiser = torch.optim.AdamW(judge.parameters(), 2e-3)
     for _ in range(25):
         loss = torch.nn.functional.cross_entropy(judge(images), labels)
@@ -219,20 +274,26 @@ def test_the_transformer_learns() -> None:
         loss.backward()
         optimiser.step()
     assert (judge(images).argmax(1) == labels).double().mean() > 0.6  # chance is 0.1
-    # Two dots, each in one patch only and at the same place in it: but for the positions, the same tokens.
+    # Two dots, each in one patch only and at the same place in it: but for the positions, the same
+    # tokens.
     dots = -torch.ones(2, 1, 28, 28)
     dots[0, 0, 11, 11] = dots[1, 0, 17, 17] = 1
     one, other = judge(dots)
     assert not torch.allclose(one, other, atol=1e-3)
 
 
-def test_the_transformer_judges_by_the_layers_that_it_learned_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's fast path for layers that do not learn has another gelu on a GPU than on the CPU."""
-    judge = Transformer().requires_grad_(False).eval()
+def test_the_transformer_judges_by_the_layers_that_it_learned_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch's fast path for layers that do not learn has another gelu on a GPU than on the
+    CPU."""
+    judge = ViTJudge().requires_grad_(False).eval()
     images = 2 * torch.rand(3, 1, 64, 64) - 1
     fast = torch._transformer_encoder_layer_fwd
     taken: list[int] = []
-    monkeypatch.setattr(torch, "_transformer_encoder_layer_fwd", lambda *args: (taken.append(1), fast(*args))[1])
+    monkeypatch.setattr(
+        torch, "_transformer_encoder_layer_fwd", lambda *args: (taken.append(1), fast(*args))[1]
+    )
     logits = judge(images)
     assert not taken
     torch.testing.assert_close(judge.train()(images), logits, rtol=0, atol=1e-5)
@@ -244,26 +305,30 @@ def test_judges_of_other_settings_are_trained_again_and_kept_ones_are_not(
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     trained: list[str] = []
     monkeypatch.setattr(judges, "train_transformer", lambda *_: trained.append("transformer"))
-    train_kernel = judges.train_kernel
-    monkeypatch.setattr(judges, "train_kernel", lambda *args: (trained.append("kernel"), train_kernel(*args)))
-    judges.load(results, settings(results), CPU)
+    train_kernel = train_kernel
+    monkeypatch.setattr(
+        judges, "train_kernel", lambda *args: (trained.append("kernel"), train_kernel(*args))
+    )
+    load_judges(results, settings(results), CPU)
     assert trained == []
-    judges.load(results, settings(results, centres=50), CPU)
+    load_judges(results, settings(results, centres=50), CPU)
     assert trained == ["kernel"]  # the transformer does not learn by them
     assert "kernel was trained with another centres; it is trained again" in capsys.readouterr().out
     assert (results / "judges" / "kernel.before").exists()
-    judges.load(results, settings(results, centres=50, epochs=2), CPU)
+    load_judges(results, settings(results, centres=50, epochs=2), CPU)
     assert trained == ["kernel", "transformer"]
 
 
 def test_the_judges_learn_long_enough_from_the_small_digits_too() -> None:
-    config = evaluate.Config()
-    by_default = {name: evaluate.judge_settings(config, name) for name in ("mnist", "handwritten")}
+    config = Config()
+    by_default = {name: judge_settings(config, name) for name in ("mnist", "handwritten")}
     assert {name: (one.epochs, one.batch) for name, one in by_default.items()} == {
         "mnist": (8, 128),
         "handwritten": (30, 32),
     }
-    told = evaluate.judge_settings(dataclasses.replace(config, judges_epochs=3, judges_batch=7), "handwritten")
+    told = judge_settings(
+        dataclasses.replace(config, judges_epochs=3, judges_batch=7), "handwritten"
+    )
     assert (told.epochs, told.batch) == (3, 7)
 
 
@@ -281,27 +346,37 @@ def test_a_damaged_judge_is_refused_in_words(damage: str, rated: Path, tmp_path:
         checkpoint["networks"]["judge"]["weights"][0] = torch.nan
         torch.save(checkpoint, path)
         said = "are not finite; train it again"
-    with pytest.raises(runs.UserError, match=said):
-        judges.load(results, settings(results), CPU)
+    with pytest.raises(UserError, match=said):
+        load_judges(results, settings(results), CPU)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
-    config = evaluate.Config(results=results, device="cpu")
-    with pytest.raises(runs.UserError, match="other/checkpoint.pt is missing; run train_all.py --name other"):
-        evaluate.main(dataclasses.replace(config, name="other"))
-    with pytest.raises(runs.UserError, match="is a checkpoint of 'judge', not of 'train_all'; run train_all.py"):
-        evaluate.main(dataclasses.replace(config, name="judge"))
+    config = Config(results=results, device="cpu")
+    with pytest.raises(
+        UserError, match="other/checkpoint.pt is missing; run train_all.py --name other"
+    ):
+        main(dataclasses.replace(config, name="other"))
+    with pytest.raises(
+        UserError, match="is a checkpoint of 'judge', not of 'train_all'; run train_all.py"
+    ):
+        main(dataclasses.replace(config, name="judge"))
     stage_one = results / "train_vggish" / "checkpoint.pt"
     before, learned = stage_one.read_bytes(), torch.load(stage_one, weights_only=True)
-    for changed in ({"hop": 150}, {"encoding": {**learned["config"]["encoding"], "curve": "linear"}}):
-        torch.save({**learned, "config": {**learned["config"], **changed, "frames": 112}}, stage_one)
+    for changed in (
+        {"hop": 150},
+        {"encoding": {**learned["config"]["encoding"], "curve": "linear"}},
+    ):
+        torch.save(
+            {**learned, "config": {**learned["config"], **changed, "frames": 112}}, stage_one
+        )
         with pytest.raises(
-            runs.UserError, match="was not made from the train_vggish/checkpoint.pt that is in .* now, or .*; run"
+            UserError,
+            match="was not made from the train_vggish/checkpoint.pt that is in .* now, or .*; run",
         ):
-            evaluate.main(config)
+            main(config)
     stage_one.write_bytes(before)
     for stage in ("emnist_dcgan", "mnist_classify_train"):
         before = (results / stage / "checkpoint.pt").read_bytes()
@@ -310,38 +385,53 @@ def test_a_missing_or_wrong_run_is_refused_in_words(results: Path) -> None:
             results / stage / "checkpoint.pt",
         )
         with pytest.raises(
-            runs.UserError, match=f"was not made from the {stage}/checkpoint.pt that is in .* now, or .*; run train_all"
+            UserError,
+            match=f"was not made from the {stage}/checkpoint.pt that is in .* now, or .*; run train_all",
         ):
-            evaluate.main(config)
+            main(config)
         (results / stage / "checkpoint.pt").write_bytes(before)
     shutil.move(results / "judge" / "metrics.json", results / "elsewhere.json")
-    with pytest.raises(runs.UserError, match="judge holds a run that is not complete; run mnist_classify_train.py --resume"):
-        evaluate.main(config)
+    with pytest.raises(
+        UserError,
+        match="judge holds a run that is not complete; run mnist_classify_train.py --resume",
+    ):
+        main(config)
     shutil.move(results / "elsewhere.json", results / "judge" / "metrics.json")
     said = json.loads((results / "train_all" / "metrics.json").read_text())
-    (results / "train_all" / "metrics.json").write_text(json.dumps({**said, "sha256": None}))  # of before they were kept
-    with pytest.raises(runs.UserError, match="or does not say so"):
-        evaluate.main(config)
+    (results / "train_all" / "metrics.json").write_text(
+        json.dumps({**said, "sha256": None})
+    )  # of before they were kept
+    with pytest.raises(UserError, match="or does not say so"):
+        main(config)
     (results / "train_all" / "metrics.json").write_text(json.dumps({**said, "sha256": 7}))
-    with pytest.raises(runs.UserError, match="train_all/metrics.json is no whole checkpoint .*; run train_all.py"):
-        evaluate.main(config)
+    with pytest.raises(
+        UserError, match="train_all/metrics.json is no whole checkpoint .*; run train_all.py"
+    ):
+        main(config)
     (results / "train_all" / "metrics.json").unlink()
-    with pytest.raises(runs.UserError, match="a run that is not complete; run train_all.py --resume"):
-        evaluate.main(config)
+    with pytest.raises(UserError, match="a run that is not complete; run train_all.py --resume"):
+        main(config)
     (results / "emnist_dcgan" / "checkpoint.pt").unlink()
-    with pytest.raises(runs.UserError, match="emnist_dcgan/checkpoint.pt is missing; run emnist_dcgan.py"):
-        evaluate.main(config)
+    with pytest.raises(
+        UserError, match="emnist_dcgan/checkpoint.pt is missing; run emnist_dcgan.py"
+    ):
+        main(config)
     assert not (results / "evaluation").exists()
 
 
-def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_ctrl_c_names_no_flag_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     def stopped(_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.argv", ["evaluate.py"])
-    for config, said in ((evaluate.Config, "command starts again"), (train_all.Config, "command with --resume goes on")):
+    for config, said in (
+        (Config, "command starts again"),
+        (Config, "command with --resume goes on"),
+    ):
         with pytest.raises(SystemExit, match="130"):
-            runs.command_line(config, stopped, "")
+            command_line(config, stopped, "")
         assert said in capsys.readouterr().err
 
 
@@ -351,23 +441,31 @@ def test_ctrl_c_names_no_flag_that_is_not_there(monkeypatch: pytest.MonkeyPatch,
 def test_a_rating_is_verified_by_rating_again(
     rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))  # of the stages; test_safety.py has them
+    monkeypatch.setattr(
+        verification, "measure", lambda *_: ({}, 1)
+    )  # of the stages; test_safety.py has them
 
     def verified(results: Path, **settings: object) -> dict:
-        return evaluate.main(evaluate.Config(results=results, device="cpu", data_root=Path(), verify=True, **settings))
+        return main(
+            Config(results=results, device="cpu", data_root=Path(), verify=True, **settings)
+        )
 
     numbers = verified(rated)["evaluate"]
     said = capsys.readouterr().out
-    assert f"{rated}/evaluation: hashes agree; judges_mean {numbers['judges_mean']:.4f} and " in said
+    assert (
+        f"{rated}/evaluation: hashes agree; judges_mean {numbers['judges_mean']:.4f} and " in said
+    )
     assert re.search(r"and \d{3,} more numbers: measured again, the same\n", said)
     assert said.endswith("is what it claims to be.\n")
     assert numbers == {
         name: get(json.loads((rated / "evaluation" / "metrics.json").read_text()))
-        for name, (_, get) in comparison.COLUMNS.items()
+        for name, (_, get) in COLUMNS.items()
     }
     results = Path(shutil.copytree(rated, tmp_path / "results"))
     shutil.move(results / "judges", tmp_path / "judges")
-    with pytest.raises(runs.UserError, match=r"judges/transformer is not there, by which .*; name .* by --judges"):
+    with pytest.raises(
+        UserError, match=r"judges/transformer is not there, by which .*; name .* by --judges"
+    ):
         verified(results)
     assert verified(results, judges=tmp_path / "judges")["evaluate"] == numbers
     assert not (results / "judges").exists()  # nothing is trained
@@ -375,11 +473,20 @@ def test_a_rating_is_verified_by_rating_again(
     def swindles(record: dict) -> dict[str, tuple[dict, object]]:
         hashed, realism = record["sha256"], record["realism"]["imagined"]
         return {
-            "says realism.imagined.frechet_distance -5.0000, but measured": (realism, {"frechet_distance": -5.0}),
-            "says judges.kernel.accuracy 0.9900, but": (record["judges"]["kernel"], {"accuracy": 0.99}),
-            "says judges.kernel.real.accuracy 0.1000, but": (record["judges"]["kernel"]["real"], {"accuracy": 0.1}),
-            "says thought_again 0.5000, but": (record, {"thought_again": 0.5}),
-            "no whole checkpoint": (record, {"thought_again": "no number"}),
+            "says realism.imagined.frechet_distance -5.0000, but measured": (
+                realism,
+                {"frechet_distance": -5.0},
+            ),
+            "says judges.kernel.accuracy 0.9900, but": (
+                record["judges"]["kernel"],
+                {"accuracy": 0.99},
+            ),
+            "says judges.kernel.real.accuracy 0.1000, but": (
+                record["judges"]["kernel"]["real"],
+                {"accuracy": 0.1},
+            ),
+            "says refined_fraction 0.5000, but": (record, {"refined_fraction": 0.5}),
+            "no whole checkpoint": (record, {"refined_fraction": "no number"}),
             r"what is told is \['diversity.more'\], not \[\]": (record["diversity"], {"more": 1}),
             "seed of train_all is 5, not 0": (record["stages"]["train_all"], {"seed": 5}),
             "config of train_all is": (record["stages"]["train_all"], {"config": {}}),
@@ -387,7 +494,10 @@ def test_a_rating_is_verified_by_rating_again(
             "SHA-256 of kernel/checkpoint.pt is x": (hashed, {"kernel/checkpoint.pt": "x"}),
             "SHA-256 of judge/checkpoint.pt is x": (hashed, {"judge/checkpoint.pt": "x"}),
             "SHA-256 of data/test is x, not": (hashed, {"data/test": "x"}),
-            "SHA-256 of data/test is None, not": (record, {"sha256": {**hashed, "data/test": None}}),
+            "SHA-256 of data/test is None, not": (
+                record,
+                {"sha256": {**hashed, "data/test": None}},
+            ),
             r"what is rated is \['other', 'test'\], not": (record["config"], {"name": "other"}),
             "epochs of the judges is 1, not 2": (record["config"], {"judges_epochs": 2}),
             "--judges-epochs": (record["config"], {"judges_epochs": 0}),
@@ -400,17 +510,19 @@ def test_a_rating_is_verified_by_rating_again(
         part, change = swindles(record)[said]
         part.update(change)
         path.write_text(json.dumps(record))
-        with pytest.raises(runs.UserError, match=said):
+        with pytest.raises(UserError, match=said):
             verified(results, judges=tmp_path / "judges")
     forged = json.loads(honest)  # of other judges than those that are kept
     forged["config"]["judges_epochs"] = forged["judge_settings"]["epochs"] = 2
     path.write_text(json.dumps(forged))
-    with pytest.raises(runs.UserError, match="transformer/checkpoint.pt does not agree .*: epochs is 1, not 2"):
+    with pytest.raises(
+        UserError, match="transformer/checkpoint.pt does not agree .*: epochs is 1, not 2"
+    ):
         verified(results, judges=tmp_path / "judges")
     path.write_text(honest)
-    with pytest.raises(runs.UserError, match="was rated with --second-thoughts 0, not 9; give as many"):
+    with pytest.raises(UserError, match="was rated with --refine-steps 0, not 9; give as many"):
         shutil.copytree(results / "evaluation", results / "evaluation_second_thoughts")
-        verified(results, judges=tmp_path / "judges", second_thoughts=9)
+        verified(results, judges=tmp_path / "judges", refine_steps=9)
     verified(results, part="validation")
     assert f"{results}/evaluation_validation: no rating is there" in capsys.readouterr().out
 
@@ -419,7 +531,8 @@ def test_a_rating_is_verified_by_rating_again(
 
 
 def rating(metrics: dict, folder: Path, seed: int, accuracy: float, **settings: object) -> Path:
-    """A rating of another run: its seed, what its classifier reads right, and settings of its stage three."""
+    """A rating of another run: its seed, what its classifier reads right, and settings of its stage
+    three."""
     other = json.loads(json.dumps(metrics))
     for entry in other["stages"].values():
         entry["seed"] = seed
@@ -433,13 +546,21 @@ def rating(metrics: dict, folder: Path, seed: int, accuracy: float, **settings: 
 
 
 def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(
-    metrics: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    metrics: dict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folders = [rating(metrics, tmp_path / f"{seed}", seed, accuracy) for seed, accuracy in enumerate((0.5, 0.7, 0.9))]
+    folders = [
+        rating(metrics, tmp_path / f"{seed}", seed, accuracy)
+        for seed, accuracy in enumerate((0.5, 0.7, 0.9))
+    ]
     other = rating(metrics, tmp_path / "results" / "evaluation", 0, 0.25, sound_consistency=0.0)
     flags = ["--compare", *map(str, [*folders, other.parent]), "--results", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])  # in this process, which spares another's start
-    runs.command_line(evaluate.Config, evaluate.main, "")
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate.py", *flags]
+    )  # in this process, which spares another's start
+    command_line(Config, main, "")
     record = json.loads((tmp_path / "out" / "comparison" / "metrics.json").read_text())
     table = (tmp_path / "out" / "comparison" / "table.md").read_text()
     assert table in capsys.readouterr().out
@@ -461,16 +582,21 @@ def test_runs_that_differ_in_seeds_are_one_row_with_a_spread(
     assert "|  | train_all (1) | train_all (2) |" in table  # told apart
     assert "One seed only, so the spread is unknown: train_all (2)." in table
     assert "train_all (1): train_all.sound_consistency 1.0." in table
-    assert set(ours["columns"]) == set(comparison.COLUMNS)
+    assert set(ours["columns"]) == set(COLUMNS)
 
 
-def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: dict, tmp_path: Path) -> None:
+def test_a_comparison_says_where_the_residual_judges_are_not_the_same(
+    metrics: dict, tmp_path: Path
+) -> None:
     one, other, third = (rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1, 2))
     unlike = rating(metrics, tmp_path / "unlike", 0, 0.5, grey=0.25)
-    several, apart = "of which a row has several: their spread is of judges and runs", "in these three they cannot be"
+    several, apart = (
+        "of which a row has several: their spread is of judges and runs",
+        "in these three they cannot be",
+    )
 
     def said(*folders: Path) -> tuple[bool, bool]:
-        comparison.compare(folders, tmp_path / "out")
+        compare(folders, tmp_path / "out")
         table = (tmp_path / "out" / "table.md").read_text()
         return several in table, apart in table
 
@@ -483,38 +609,49 @@ def test_a_comparison_says_where_the_residual_judges_are_not_the_same(metrics: d
     assert said(one, third) == (False, True)
 
 
-def test_a_comparison_says_where_a_row_is_of_several_machines_or_revisions(metrics: dict, tmp_path: Path) -> None:
+def test_a_comparison_says_where_a_row_is_of_several_machines_or_revisions(
+    metrics: dict, tmp_path: Path
+) -> None:
     one, other = (rating(metrics, tmp_path / f"{seed}", seed, 0.5) for seed in (0, 1))
     assert metrics["stages"]["train_all"]["machine"] == metrics["machine"]
     assert metrics["machine"].endswith(("float32", "bfloat16 where it pays"))
     changed = json.loads((other / "metrics.json").read_text())
     changed["stages"]["train_all"].update(machine="another, float32", revision="0123456789ab")
     (other / "metrics.json").write_text(json.dumps(changed))
-    comparison.compare((one, other), tmp_path / "out")
+    compare((one, other), tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
     for what in ("machine", "revision"):
-        both = sorted([str(metrics["stages"]["train_all"][what]), changed["stages"]["train_all"][what]])
+        both = sorted(
+            [str(metrics["stages"]["train_all"][what]), changed["stages"]["train_all"][what]]
+        )
         assert f"train_all: not all of one {what}: {'; '.join(both)}." in table
 
 
 def test_of_an_encoding_only_what_differs_is_said(metrics: dict, tmp_path: Path) -> None:
     mel = {**metrics["stages"]["train_all"]["config"]["encoding"], "curve": "mel"}
-    folders = rating(metrics, tmp_path / "0", 0, 0.5), rating(metrics, tmp_path / "1", 1, 0.5, encoding=mel)
-    rows = comparison.compare(folders, tmp_path / "out")["rows"]
-    assert [row["settings"] for row in rows] == [{"train_all.encoding.curve": curve} for curve in ("exponential", "mel")]
+    folders = (
+        rating(metrics, tmp_path / "0", 0, 0.5),
+        rating(metrics, tmp_path / "1", 1, 0.5, encoding=mel),
+    )
+    rows = compare(folders, tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [
+        {"train_all.encoding.curve": curve} for curve in ("exponential", "mel")
+    ]
 
 
 def test_the_rating_of_a_run_that_is_there_no_more_is_refused(rated: Path, tmp_path: Path) -> None:
     results = Path(shutil.copytree(rated, tmp_path / "results"))
-    comparison.compare((results,), tmp_path / "out")
+    compare((results,), tmp_path / "out")
     path = results / "train_all" / "checkpoint.pt"
     torch.save({**torch.load(path, weights_only=True), "epoch": 7}, path)
-    with pytest.raises(runs.UserError, match="is of another run than .*train_all holds now; run evaluate.py on it again"):
-        comparison.compare((results,), tmp_path / "out")
+    with pytest.raises(
+        UserError, match="is of another run than .*train_all holds now; run evaluate.py on it again"
+    ):
+        compare((results,), tmp_path / "out")
     record = json.loads((results / "evaluation" / "metrics.json").read_text())
     record["config"]["output"] = str(results / "evaluation")  # of a run elsewhere, put here
     (results / "evaluation" / "metrics.json").write_text(json.dumps(record))
-    comparison.compare((results,), tmp_path / "out")
+    compare((results,), tmp_path / "out")
 
 
 def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Path) -> None:
@@ -522,27 +659,39 @@ def test_ratings_of_as_many_digits_only_are_one_row(metrics: dict, tmp_path: Pat
     fewer = json.loads((folders[1] / "metrics.json").read_text())
     fewer["classifier"]["images"] = fewer["retrieval"]["overall"]["images"] = 50
     (folders[1] / "metrics.json").write_text(json.dumps(fewer))
-    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
-    assert [row["settings"] for row in rows] == [{f"evaluate.{k}": n for k in ("digits", "searched")} for n in (360, 50)]
+    rows = compare(tuple(folders), tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [
+        {f"evaluate.{k}": n for k in ("digits", "searched")} for n in (360, 50)
+    ]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| digits heard | 360 | 50 |" in table
     assert "| retrieval, among | 360: " in table and "| 50: " in table
 
 
-def test_a_setting_that_an_older_run_did_not_know_is_no_difference(metrics: dict, tmp_path: Path) -> None:
-    folders = [rating(metrics, tmp_path / f"{seed}", seed, 0.5, augmentation=0.0) for seed in range(2)]
+def test_a_setting_that_an_older_run_did_not_know_is_no_difference(
+    metrics: dict, tmp_path: Path
+) -> None:
+    folders = [
+        rating(metrics, tmp_path / f"{seed}", seed, 0.5, augmentation=0.0) for seed in range(2)
+    ]
     older = json.loads((folders[1] / "metrics.json").read_text())
     del older["stages"]["train_all"]["config"]["augmentation"]
     (folders[1] / "metrics.json").write_text(json.dumps(older))
     folders.append(rating(metrics, tmp_path / "2", 2, 0.5, augmentation=0.5))
-    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
+    rows = compare(tuple(folders), tmp_path / "out")["rows"]
     assert [row["seeds"] for row in rows] == [[0, 1], [2]]
-    assert [row["settings"] for row in rows] == [{"train_all.augmentation": 0.0}, {"train_all.augmentation": 0.5}]
+    assert [row["settings"] for row in rows] == [
+        {"train_all.augmentation": 0.0},
+        {"train_all.augmentation": 0.5},
+    ]
     again = json.loads((folders[0] / "metrics.json").read_text())
-    again["config"]["second_thoughts"] = 8
+    again["config"]["refine_steps"] = 8
     (folders[2] / "metrics.json").write_text(json.dumps(again))
-    rows = comparison.compare(tuple(folders), tmp_path / "out")["rows"]
-    assert [row["settings"] for row in rows] == [{"evaluate.second_thoughts": 0}, {"evaluate.second_thoughts": 8}]
+    rows = compare(tuple(folders), tmp_path / "out")["rows"]
+    assert [row["settings"] for row in rows] == [
+        {"evaluate.refine_steps": 0},
+        {"evaluate.refine_steps": 8},
+    ]
     assert [row["name"] for row in rows] == ["train_all", "train_all, second thoughts"]
 
 
@@ -555,17 +704,24 @@ def test_a_comparison_says_which_stages_the_spread_leaves_out_and_goes_where_it_
         metrics["stages"]["train_vggish"]["seed"] = 0
         metrics["stages"]["emnist_dcgan"]["seed"] = seed
         (folder / "metrics.json").write_text(json.dumps(metrics))
-    config = evaluate.Config(compare=tuple(alone), results=tmp_path, output=tmp_path / "there")
-    assert "train_vggish" in evaluate.main(config)["rows"][0]["shared"]
-    said = (tmp_path / "there" / "table.md").read_text().split("leaves theirs out: ")[1].splitlines()[0]
+    config = Config(compare=tuple(alone), results=tmp_path, output=tmp_path / "there")
+    assert "train_vggish" in main(config)["rows"][0]["shared"]
+    said = (
+        (tmp_path / "there" / "table.md")
+        .read_text()
+        .split("leaves theirs out: ")[1]
+        .splitlines()[0]
+    )
     assert "train_vggish" in said
     assert "emnist_dcgan" not in said
     assert "train_all" not in said
-    with pytest.raises(runs.UserError, match="0 holds what evaluate left, which this would replace"):
-        evaluate.main(dataclasses.replace(config, output=alone[0]))
+    with pytest.raises(UserError, match="0 holds what evaluate left, which this would replace"):
+        main(dataclasses.replace(config, output=alone[0]))
 
 
-def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, chain: Path, tmp_path: Path) -> None:
+def test_ratings_that_cannot_be_compared_are_refused_in_words(
+    metrics: dict, chain: Path, tmp_path: Path
+) -> None:
     one, same = (rating(metrics, tmp_path / name, 0, 0.5) for name in ("one", "same"))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "metrics.json").write_text("{")
@@ -575,15 +731,27 @@ def test_ratings_that_cannot_be_compared_are_refused_in_words(metrics: dict, cha
     del metrics["ssim"]["white"]
     (tmp_path / "other_ssim" / "metrics.json").write_text(json.dumps(metrics))
     for folders, said in (
-        ((tmp_path / "other_ssim",), r"other_ssim/metrics.json is no rating of this version \(KeyError\('white'\)\)"),
-        ((one, same), "one/metrics.json and .*same/metrics.json rate the same settings and seeds; give each run once"),
-        ((one, tmp_path), "holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py"),
+        (
+            (tmp_path / "other_ssim",),
+            r"other_ssim/metrics.json is no rating of this version \(KeyError\('white'\)\)",
+        ),
+        (
+            (one, same),
+            "one/metrics.json and .*same/metrics.json rate the same settings and seeds; give each run once",
+        ),
+        (
+            (one, tmp_path),
+            "holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py",
+        ),
         ((tmp_path / "damaged",), "damaged/metrics.json is missing or damaged; run evaluate.py"),
         ((tmp_path / "older",), "older/metrics.json is no rating of this version"),
-        ((chain / "train_all",), "was written by train_all.py; give a folder that evaluate.py wrote"),
+        (
+            (chain / "train_all",),
+            "was written by train_all.py; give a folder that evaluate.py wrote",
+        ),
     ):
-        with pytest.raises(runs.UserError, match=said):
-            evaluate.main(evaluate.Config(compare=folders, results=tmp_path / "out"))
+        with pytest.raises(UserError, match=said):
+            main(Config(compare=folders, results=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -595,7 +763,7 @@ def test_what_is_text_on_the_page_is_escaped(metrics: dict) -> None:
     evil["config"]["name"] = evil["machine"] = "<script>alert('&')</script>"
     evil["stages"]["train_all"]["config"]["data_root"] = '"><img src=x>'
     log = [{"epoch": 1, "cross_entropy": 1.0, "sound_distance": 0.5}]
-    html = page.render(evil, [], log)
+    html = render(evil, [], log)
     assert "<script>alert" not in html and "<img" not in html
     assert "&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;" in html
 
@@ -606,7 +774,12 @@ def browser() -> Iterator[object]:
     if not path:
         pytest.skip("no chromium is here: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+    ]
     with playwright.sync_playwright() as running:
         chromium = running.chromium.launch(executable_path=path, args=flags)
         yield chromium
@@ -641,7 +814,9 @@ def test_the_page_in_a_real_browser(rated: Path, browser: object) -> None:
     for card in misread.all():  # two or three of the judges, whatever the classifier says
         assert card.locator("dl .wrong", has_text="judge").count() >= 2
     assert len(alternatives) == 3 * cards and all(alternatives)
-    assert opened.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    assert opened.evaluate(
+        "[...document.images].every(one => one.complete && one.naturalWidth > 0)"
+    )
     assert all(opened.eval_on_selector_all("audio", "all => all.map(one => one.ariaLabel)"))
 
     # Every soundscape can be decoded, and lasts as long as the encoding says.
@@ -650,13 +825,25 @@ def test_the_page_in_a_real_browser(rated: Path, browser: object) -> None:
     durations = opened.eval_on_selector_all("audio", "all => all.map(one => one.duration)")
     assert durations == pytest.approx([1.05] * cards, abs=0.01)
 
-    # By keyboard alone: skip link, navigation, then the two choices, which hide what was not chosen.
+    # By keyboard alone: skip link, navigation, then the two choices, which hide what was not
+    # chosen.
     opened.reload()
     order = []
     for _ in range(8):
         opened.keyboard.press("Tab")
-        order.append(opened.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    expected = ["Skip to the digits", "Digits", "Numbers", "Confusion", "Curves", "Configuration", "digit", "rank"]
+        order.append(
+            opened.evaluate("document.activeElement.id || document.activeElement.textContent")
+        )
+    expected = [
+        "Skip to the digits",
+        "Digits",
+        "Numbers",
+        "Confusion",
+        "Curves",
+        "Configuration",
+        "digit",
+        "rank",
+    ]
     assert order == expected
     assert opened.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     opened.keyboard.press("w")  # worst

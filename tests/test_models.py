@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.discriminator import Discriminator
 from models.generator import Generator
-from models.judge import Judge
+from models.judge_cnn import CNNJudge
 from models.lenet import LeNet
 from models.vggish import VGGish
 
@@ -27,7 +27,7 @@ def small_networks() -> dict[str, tuple[nn.Module, Tensor]]:
         "generator": (Generator(4), normal(4, 100)),
         "discriminator": (Discriminator(4), images),
         "lenet": (LeNet(), images),
-        "judge": (Judge(), images),
+        "judge": (CNNJudge(), images),
     }
 
 
@@ -43,7 +43,13 @@ def parameters(network: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("vggish", (4, 10)), ("generator", (4, 1, 64, 64)), ("discriminator", (4,)), ("lenet", (4, 10)), ("judge", (4, 10))],
+    [
+        ("vggish", (4, 10)),
+        ("generator", (4, 1, 64, 64)),
+        ("discriminator", (4,)),
+        ("lenet", (4, 10)),
+        ("judge", (4, 10)),
+    ],
 )
 def test_output_shapes(name: str, shape: tuple[int, ...]) -> None:
     network, inputs = small_networks()[name]
@@ -63,14 +69,14 @@ def test_outputs_are_float32_under_bfloat16_autocast(name: str) -> None:
 def test_embeddings_and_features_are_float32_under_bfloat16_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = VGGish(frames=16, width=4).embed(normal(2, 1, 16, 64))
-        features = Judge().features(normal(2, 1, 64, 64))
+        features = CNNJudge().features(normal(2, 1, 64, 64))
     assert embeddings.dtype == features.dtype == torch.float32
 
 
 def test_other_numbers_of_classes() -> None:
     images = normal(2, 1, 64, 64)
     assert LeNet(classes=62)(images).shape == (2, 62)
-    assert Judge(classes=62)(images).shape == (2, 62)
+    assert CNNJudge(classes=62)(images).shape == (2, 62)
     assert VGGish(frames=16, width=4, classes=62)(normal(2, 1, 16, 64)).shape == (2, 62)
 
 
@@ -78,20 +84,27 @@ def test_other_numbers_of_classes() -> None:
 def test_the_generator_draws_in_minus_one_to_one(training: bool) -> None:
     generator = Generator(4).train(training)
     with torch.no_grad():
-        generator.layers[-2].weight *= 1e6  # as they begin, the weights are too small to leave the range
+        generator.layers[
+            -2
+        ].weight *= 1e6  # as they begin, the weights are too small to leave the range
     images = generator(normal(4, 100))
     assert images.min() == -1
     assert images.max() == 1
 
 
 def test_the_judge_has_64_features_and_looks_at_32_by_32() -> None:
-    judge = Judge().eval()
+    judge = CNNJudge().eval()
     images = normal(3, 1, 64, 64)
     features = judge.features(images)
     assert features.shape == (3, 64)
     assert features.dtype == torch.float32
     assert judge.classifier(features).equal(judge(images))
-    means = images.reshape(3, 1, 32, 2, 32, 2).mean((3, 5)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    means = (
+        images.reshape(3, 1, 32, 2, 32, 2)
+        .mean((3, 5))
+        .repeat_interleave(2, 2)
+        .repeat_interleave(2, 3)
+    )
     # The mean of four equal numbers, and of four numbers, differ by float32's rounding only.
     torch.testing.assert_close(judge(means), judge(images), rtol=1e-4, atol=1e-5)
 
@@ -101,7 +114,11 @@ def test_the_judge_has_64_features_and_looks_at_32_by_32() -> None:
 
 def test_vggish_has_a_relu_behind_every_convolution() -> None:
     layers = list(VGGish(frames=16, width=4).features)
-    behind = [after for layer, after in zip(layers, layers[1:], strict=False) if isinstance(layer, nn.Conv2d)]
+    behind = [
+        after
+        for layer, after in zip(layers, layers[1:], strict=False)
+        if isinstance(layer, nn.Conv2d)
+    ]
     assert len(behind) == 6
     assert all(isinstance(layer, nn.ReLU) for layer in behind)
 
@@ -117,9 +134,15 @@ def test_vggish_flattens_to_the_published_size(frames: int, flat: int) -> None:
 def test_vggish_has_the_published_layers() -> None:
     with torch.device("meta"):
         network = VGGish(frames=96)
-    convolutions = [(c.in_channels, c.out_channels) for c in network.features if isinstance(c, nn.Conv2d)]
+    convolutions = [
+        (c.in_channels, c.out_channels) for c in network.features if isinstance(c, nn.Conv2d)
+    ]
     assert convolutions == [(1, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
-    linear = [(layer.in_features, layer.out_features) for layer in network.modules() if isinstance(layer, nn.Linear)]
+    linear = [
+        (layer.in_features, layer.out_features)
+        for layer in network.modules()
+        if isinstance(layer, nn.Linear)
+    ]
     assert linear == [(12288, 1024), (1024, 100), (100, 1024), (1024, 10)]
     assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
 
@@ -135,7 +158,9 @@ def test_vggish_flattens_time_first_and_channels_last() -> None:
     assert maps.shape == (2, 32, 2, 4)
     for time, band, channel in [(0, 0, 0), (0, 0, 31), (0, 3, 5), (1, 0, 0), (1, 2, 17)]:
         # The convolutions may add in another order where the memory is laid out in another one.
-        torch.testing.assert_close(flat[0][:, (time * 4 + band) * 32 + channel], maps[:, channel, time, band])
+        torch.testing.assert_close(
+            flat[0][:, (time * 4 + band) * 32 + channel], maps[:, channel, time, band]
+        )
 
 
 def test_the_embedding_has_mean_0_and_variance_1_like_the_noise_of_a_generator() -> None:
@@ -149,7 +174,9 @@ def test_the_embedding_has_mean_0_and_variance_1_like_the_noise_of_a_generator()
 
 
 def test_the_batchnorm_of_the_embedding_has_no_parameters() -> None:
-    norms = [layer for layer in VGGish(frames=16, width=4).modules() if isinstance(layer, nn.BatchNorm1d)]
+    norms = [
+        layer for layer in VGGish(frames=16, width=4).modules() if isinstance(layer, nn.BatchNorm1d)
+    ]
     assert len(norms) == 1
     assert not list(norms[0].parameters())
     assert norms[0].num_features == 100
@@ -159,7 +186,8 @@ def test_the_batchnorm_of_the_embedding_has_no_parameters() -> None:
 
 
 def test_the_generator_has_the_size_of_the_dcgan_example() -> None:
-    """pytorch/examples dcgan, nz = 100, ngf = 64, nc = 1: 4 x 4 kernels without bias, BatchNorm behind all but the last."""
+    """pytorch/examples dcgan, nz = 100, ngf = 64, nc = 1: 4 x 4 kernels without bias, BatchNorm
+    behind all but the last."""
     kernels = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 1)
     norms = 2 * (512 + 256 + 128 + 64)
     assert parameters(Generator(64)) == kernels + norms == 3_574_656
@@ -174,11 +202,17 @@ def test_the_discriminator_has_the_size_of_the_dcgan_example() -> None:
 
 def test_lenet_has_the_published_layers() -> None:
     network = LeNet()
-    linear = [(layer.in_features, layer.out_features) for layer in network.layers if isinstance(layer, nn.Linear)]
+    linear = [
+        (layer.in_features, layer.out_features)
+        for layer in network.layers
+        if isinstance(layer, nn.Linear)
+    ]
     assert linear == [(3380, 512), (512, 10)]
     flatten = next(i for i, layer in enumerate(network.layers) if isinstance(layer, nn.Flatten))
     assert network.layers[: flatten + 1](normal(2, 1, 64, 64)).shape == (2, 3380)
-    assert parameters(network) == (25 * 10 + 10) + (25 * 10 * 20 + 20) + (3380 * 512 + 512) + (512 * 10 + 10)
+    assert parameters(network) == (25 * 10 + 10) + (25 * 10 * 20 + 20) + (3380 * 512 + 512) + (
+        512 * 10 + 10
+    )
 
 
 @pytest.mark.parametrize("network_type", [Generator, Discriminator])
@@ -186,7 +220,8 @@ def test_dcgan_initialisation(network_type: type[nn.Module]) -> None:
     torch.manual_seed(0)
     for layer in network_type(16).modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            # The fewest weights are 256, whose deviation is uncertain by 0.02 / sqrt(2 * 256); four times that.
+            # The fewest weights are 256, whose deviation is uncertain by 0.02 / sqrt(2 * 256); four
+            # times that.
             assert layer.weight.std().item() == pytest.approx(0.02, abs=0.0036)
             assert abs(layer.weight.mean().item()) < 0.005
         elif isinstance(layer, nn.BatchNorm2d):
@@ -201,7 +236,10 @@ def test_dcgan_initialisation(network_type: type[nn.Module]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_decides_the_network_and_eval_mode_draws_nothing(name: str) -> None:
     (first, inputs), (second, _) = small_networks()[name], small_networks()[name]
-    assert all(a.equal(b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        a.equal(b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     first.eval(), second.eval()
     output = first(inputs)
     assert output.equal(first(inputs))
@@ -234,7 +272,9 @@ def test_a_classifier_learns_ten_examples(name: str) -> None:
     torch.manual_seed(0)
     inputs = normal(10, 1, 16 if name == "vggish" else 64, 64)
     labels = torch.arange(10)
-    network = {"vggish": lambda: VGGish(frames=16, width=4), "lenet": LeNet, "judge": Judge}[name]()
+    network = {"vggish": lambda: VGGish(frames=16, width=4), "lenet": LeNet, "judge": CNNJudge}[
+        name
+    ]()
     fit(network, lambda: F.cross_entropy(network(inputs), labels), 40, 1e-3)
     with torch.no_grad():
         assert network(inputs).argmax(1).equal(labels)
@@ -258,7 +298,12 @@ def test_the_discriminator_learns_to_tell_images_apart() -> None:
     torch.manual_seed(0)
     discriminator, images = Discriminator(8), normal(8, 1, 64, 64).clamp(-1, 1)
     real = torch.tensor([1.0, 0.0]).repeat(4)
-    fit(discriminator, lambda: F.binary_cross_entropy_with_logits(discriminator(images), real), 40, 2e-3)
+    fit(
+        discriminator,
+        lambda: F.binary_cross_entropy_with_logits(discriminator(images), real),
+        40,
+        2e-3,
+    )
     discriminator.train()
     with torch.no_grad():
         assert ((discriminator(images) > 0) == (real > 0)).all()

@@ -6,8 +6,19 @@ import scipy.linalg
 import torch
 from scipy import stats
 
-import ratings
-from models.judge import Judge
+from evaluation.metrics import (
+    accuracy_report,
+    correlation,
+    correlation_matrix,
+    diversity,
+    frechet_distance,
+    mean_ci,
+    rate_images,
+    realism,
+    retrieval,
+    ssim,
+)
+from models.judge_cnn import CNNJudge
 
 
 def test_frechet_distance_agrees_with_its_closed_form() -> None:
@@ -15,26 +26,28 @@ def test_frechet_distance_agrees_with_its_closed_form() -> None:
     a, b = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 8)), rng.normal(0.5, 1.3, size=(300, 8))
     mean, cov_a, cov_b = a.mean(0) - b.mean(0), np.cov(a.T), np.cov(b.T)
     expected = mean @ mean + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
-    assert ratings.frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_frechet_distance_is_zero_to_itself_and_grows_with_a_shift() -> None:
     features = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    assert ratings.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
-    assert ratings.frechet_distance(features + 2, features) == pytest.approx(8 * 4, rel=1e-4)
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features + 2, features) == pytest.approx(8 * 4, rel=1e-4)
 
 
 def test_similarity_is_numpys_correlation() -> None:
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = np.corrcoef(images.flatten(1).numpy())
-    np.testing.assert_allclose(ratings.similarity(images, images), expected, atol=1e-6)
+    np.testing.assert_allclose(correlation_matrix(images, images), expected, atol=1e-6)
 
 
 @pytest.fixture
-def told() -> tuple[Judge, torch.Tensor, torch.Tensor]:
+def told() -> tuple[CNNJudge, torch.Tensor, torch.Tensor]:
     """A judge whose reading of 200 random images is taken for their labels."""
     torch.manual_seed(0)
-    judge = Judge().eval()
+    judge = CNNJudge().eval()
     images = torch.rand(200, 1, 64, 64) * 2 - 1
     images = images * torch.rand(200, 1, 1, 1)
     with torch.no_grad():
@@ -45,7 +58,7 @@ def told() -> tuple[Judge, torch.Tensor, torch.Tensor]:
 def test_perfect_images_get_full_marks(told: tuple) -> None:
     judge, images, labels = told
     with torch.no_grad():
-        rating = ratings.rate(judge, images, images, labels)
+        rating = rate_images(judge, images, images, labels)
     assert rating["judge_accuracy"] == rating["judge_accuracy_worst"] == rating["retrieval"] == 1
     assert rating["correlation"] == pytest.approx(1)
     assert rating["frechet_distance"] == pytest.approx(0, abs=1e-6)
@@ -54,7 +67,7 @@ def test_perfect_images_get_full_marks(told: tuple) -> None:
 def test_one_prototype_for_all_finds_no_source_and_is_far_from_real(told: tuple) -> None:
     judge, images, labels = told
     with torch.no_grad():
-        rating = ratings.rate(judge, images[:1].expand_as(images), images, labels)
+        rating = rate_images(judge, images[:1].expand_as(images), images, labels)
     assert rating["retrieval"] == 1 / 200
     assert rating["judge_accuracy"] == pytest.approx((labels == labels[0]).double().mean().item())
     assert rating["frechet_distance"] > 0
@@ -64,7 +77,7 @@ def test_foreign_noise_is_unlike_what_was_heard(told: tuple) -> None:
     judge, images, labels = told
     noise = torch.rand(200, 1, 64, 64, generator=torch.Generator().manual_seed(9)) * 2 - 1
     with torch.no_grad():
-        rating = ratings.rate(judge, noise, images, labels)
+        rating = rate_images(judge, noise, images, labels)
     assert abs(rating["correlation"]) < 0.01
     assert rating["retrieval"] < 0.05
 
@@ -74,7 +87,7 @@ def test_the_worst_digit_is_told_apart_from_the_mean(told: tuple) -> None:
     wrong = labels.clone()
     wrong[labels == labels[0]] = (labels[0] + 1) % 10
     with torch.no_grad():
-        rating = ratings.rate(judge, images, images, wrong)
+        rating = rate_images(judge, images, images, wrong)
     assert rating["judge_accuracy"] == pytest.approx((wrong == labels).double().mean().item())
     assert rating["judge_accuracy_worst"] < rating["judge_accuracy"]
 
@@ -88,7 +101,9 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(120) % 3
     patterns = torch.rand(3, 1, 16, 16, generator=generator) * 2 - 1
-    images = (0.7 * patterns[labels] + 0.3 * (torch.rand(120, 1, 16, 16, generator=generator) * 2 - 1)).clamp(-1, 1)
+    images = (
+        0.7 * patterns[labels] + 0.3 * (torch.rand(120, 1, 16, 16, generator=generator) * 2 - 1)
+    ).clamp(-1, 1)
     return images, labels
 
 
@@ -104,14 +119,12 @@ def noise_like(images: torch.Tensor) -> torch.Tensor:
 def test_a_reading_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 9, 9, 9, 9])
     read = torch.tensor([0, 0, 0, 1, 1, 1, 4, 4, 4, 4])
-    reading = ratings.reading(read, labels)
+    reading = accuracy_report(read, labels)
     assert reading["accuracy"] == 0.5
     assert reading["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)  # Wilson's, 5 of 10
-    assert [(entry["digit"], entry["accuracy"], entry["images"]) for entry in reading["per_digit"]] == [
-        (0, 0.75, 4),
-        (1, 1.0, 2),
-        (9, 0.0, 4),
-    ]
+    assert [
+        (entry["digit"], entry["accuracy"], entry["images"]) for entry in reading["per_digit"]
+    ] == [(0, 0.75, 4), (1, 1.0, 2), (9, 0.0, 4)]
     assert reading["confusion"][0][:2] == [3, 1]  # a row for what was heard
     assert reading["confusion"][9][4] == 4
     assert sum(map(sum, reading["confusion"])) == 10
@@ -119,7 +132,7 @@ def test_a_reading_by_hand() -> None:
 
 def test_the_ends_of_a_reading(digits: tuple) -> None:
     _, labels = digits
-    perfect, worst = ratings.reading(labels, labels), ratings.reading((labels + 1) % 3, labels)
+    perfect, worst = accuracy_report(labels, labels), accuracy_report((labels + 1) % 3, labels)
     assert (perfect["accuracy"], worst["accuracy"]) == (1, 0)
     assert perfect["interval"][1] == pytest.approx(1) and 0.96 < perfect["interval"][0] < 1
     assert worst["interval"][0] == pytest.approx(0) and 0 < worst["interval"][1] < 0.04
@@ -127,20 +140,22 @@ def test_the_ends_of_a_reading(digits: tuple) -> None:
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
     values = torch.randn(400, 100, generator=torch.Generator().manual_seed(0))
-    intervals = [ratings.mean(row)["interval"] for row in values]
+    intervals = [mean_ci(row)["interval"] for row in values]
     assert 0.92 < np.mean([low < 0 < high for low, high in intervals]) < 0.98
 
 
 def test_precision_and_recall_by_hand() -> None:
-    """On a line: real points at 0, 1, ... 19. Images near ten of them are precise; those far away are not."""
+    """On a line: real points at 0, 1, ... 19. Images near ten of them are precise; those far away
+    are not."""
     real = torch.arange(20.0)[:, None]
     near = torch.cat([torch.arange(10.0) + 0.4, 1000 + 1000 * torch.arange(10.0)])[:, None]
-    rating = ratings.realism(near, real)
+    rating = realism(near, real)
     assert rating["precision"] == 0.5
-    # Ten of 20 at 0.4 .. 9.4 reach three further, to 12.4; those at 1000, 2000 .. reach back some 3000, over all of it.
+    # Ten of 20 at 0.4 .. 9.4 reach three further, to 12.4; those at 1000, 2000 .. reach back some
+    # 3000, over all of it.
     assert rating["recall"] == 1
-    assert ratings.realism(near[:10], real[:10])["precision"] == 1
-    assert ratings.realism(near[:10] - 100, real[:10]) == {
+    assert realism(near[:10], real[:10])["precision"] == 1
+    assert realism(near[:10] - 100, real[:10]) == {
         "precision": 0, "recall": 0, "frechet_distance": pytest.approx(99.6**2)
     }  # fmt: skip
 
@@ -148,76 +163,87 @@ def test_precision_and_recall_by_hand() -> None:
 def test_realism_at_its_ends() -> None:
     generator = torch.Generator().manual_seed(0)
     real, other = torch.randn(2, 300, 8, generator=generator)
-    perfect = ratings.realism(real, real)
+    perfect = realism(real, real)
     assert perfect == {"precision": 1, "recall": 1, "frechet_distance": pytest.approx(0, abs=1e-6)}
-    likewise = ratings.realism(other, real)
-    assert likewise["precision"] > 0.7 and likewise["recall"] > 0.7 and likewise["frechet_distance"] < 1
-    prototype = ratings.realism(real.mean(0, keepdim=True).expand(300, 8), real)
-    assert prototype["precision"] == 1 and prototype["recall"] < 0.01  # all real, and none of the variety
-    foreign = ratings.realism(other + 10, real)
+    likewise = realism(other, real)
+    assert (
+        likewise["precision"] > 0.7
+        and likewise["recall"] > 0.7
+        and likewise["frechet_distance"] < 1
+    )
+    prototype = realism(real.mean(0, keepdim=True).expand(300, 8), real)
+    assert (
+        prototype["precision"] == 1 and prototype["recall"] < 0.01
+    )  # all real, and none of the variety
+    foreign = realism(other + 10, real)
     assert foreign["precision"] == foreign["recall"] == 0 and foreign["frechet_distance"] > 700
 
 
 def test_correlation_and_ssim_at_their_ends(digits: tuple) -> None:
     images, _ = digits
-    torch.testing.assert_close(ratings.correlation(images, images), torch.ones(120))
-    torch.testing.assert_close(ratings.correlation(0.3 * images - 0.2, images), torch.ones(120))  # up to contrast
-    torch.testing.assert_close(ratings.correlation(-images, images), -torch.ones(120))
-    assert ratings.correlation(torch.zeros_like(images), images).abs().max() < 1e-6
-    torch.testing.assert_close(ratings.ssim(images, images), torch.ones(120))
-    assert ratings.ssim(0.3 * images - 0.2, images).max() < 0.9  # contrast counts
-    assert ratings.ssim(noise_like(images), images).mean() < 0.2
-    torch.testing.assert_close(ratings.ssim(images[:1], images[:1]), torch.ones(1))
+    torch.testing.assert_close(correlation(images, images), torch.ones(120))
+    torch.testing.assert_close(
+        correlation(0.3 * images - 0.2, images), torch.ones(120)
+    )  # up to contrast
+    torch.testing.assert_close(correlation(-images, images), -torch.ones(120))
+    assert correlation(torch.zeros_like(images), images).abs().max() < 1e-6
+    torch.testing.assert_close(ssim(images, images), torch.ones(120))
+    assert ssim(0.3 * images - 0.2, images).max() < 0.9  # contrast counts
+    assert ssim(noise_like(images), images).mean() < 0.2
+    torch.testing.assert_close(ssim(images[:1], images[:1]), torch.ones(1))
 
 
 def test_ssim_of_flat_images_is_its_closed_form() -> None:
-    one, other = torch.full((2, 1, 16, 16), 0.5), torch.full((2, 1, 16, 16), -0.25)  # 0.75 and 0.375 of white
+    one, other = (
+        torch.full((2, 1, 16, 16), 0.5),
+        torch.full((2, 1, 16, 16), -0.25),
+    )  # 0.75 and 0.375 of white
     constant = 0.01**2
     expected = (2 * 0.75 * 0.375 + constant) / (0.75**2 + 0.375**2 + constant)
-    torch.testing.assert_close(ratings.ssim(one, other), torch.full((2,), expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(ssim(one, other), torch.full((2,), expected), atol=1e-4, rtol=0)
 
 
 def test_ssim_sees_a_haze_on_black_more_than_faded_ink() -> None:
     image = -torch.ones(1, 1, 64, 64)
     image[..., 20:44, 28:36] = 1
     haze, faded = image.clamp(min=-0.9), 0.7 * (image + 1) - 1  # 5 % of white; 70 % of the contrast
-    assert ratings.ssim(haze, image) < 0.5 < 0.9 < ratings.ssim(faded, image)
+    assert ssim(haze, image) < 0.5 < 0.9 < ssim(faded, image)
 
 
 def test_retrieval_at_its_ends(digits: tuple) -> None:
     images, labels = digits
-    perfect = ratings.retrieval(images, images, labels)
+    perfect = retrieval(images, images, labels)
     assert perfect["overall"]["accuracy"] == perfect["within_class"]["accuracy"] == 1
     assert perfect["overall"]["chance"] == 1 / 120
     assert perfect["within_class"]["chance"] == 3 / 120  # 40 in each class
-    one_each = ratings.retrieval(prototypes(images, labels), images, labels)
+    one_each = retrieval(prototypes(images, labels), images, labels)
     assert one_each["within_class"]["accuracy"] == one_each["within_class"]["chance"]
     assert one_each["overall"]["accuracy"] == 3 / 120
-    noise = ratings.retrieval(noise_like(images), images, labels)
+    noise = retrieval(noise_like(images), images, labels)
     assert noise["overall"]["accuracy"] < 0.05 and noise["within_class"]["accuracy"] < 0.1
 
 
 def test_retrieval_within_the_class_leaves_out_the_others() -> None:
     images = torch.eye(4).reshape(4, 1, 2, 2)
     imagined = images[[1, 1, 2, 3]]  # the first looks like the second, which is of another class
-    found = ratings.retrieval(imagined + 0.1 * images, images, torch.tensor([0, 1, 0, 1]))
+    found = retrieval(imagined + 0.1 * images, images, torch.tensor([0, 1, 0, 1]))
     assert (found["overall"]["accuracy"], found["within_class"]["accuracy"]) == (0.75, 1)
 
 
 def test_diversity_at_its_ends(digits: tuple) -> None:
     images, labels = digits
-    assert ratings.diversity(images, images, labels)["mean"] == pytest.approx(1)
-    assert ratings.diversity(prototypes(images, labels), images, labels)["mean"] == 0
-    assert ratings.diversity(0.5 * images, images, labels)["mean"] == pytest.approx(0.5)
-    assert ratings.diversity(noise_like(images), images, labels)["mean"] > 1.5
+    assert diversity(images, images, labels)["mean"] == pytest.approx(1)
+    assert diversity(prototypes(images, labels), images, labels)["mean"] == 0
+    assert diversity(0.5 * images, images, labels)["mean"] == pytest.approx(0.5)
+    assert diversity(noise_like(images), images, labels)["mean"] > 1.5
     collapsed = torch.where((labels == 2)[:, None, None, None], prototypes(images, labels), images)
-    per_digit = ratings.diversity(collapsed, images, labels)["per_digit"]
+    per_digit = diversity(collapsed, images, labels)["per_digit"]
     assert [entry["diversity"] for entry in per_digit] == pytest.approx([1, 1, 0])
 
 
 def test_the_interval_of_a_mean_is_the_normal_approximations() -> None:
     values = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    said = ratings.mean(values)
+    said = mean_ci(values)
     assert said["mean"] == pytest.approx(values.mean().item())
     low, high = stats.norm.interval(0.95, values.mean().item(), stats.sem(values.double().numpy()))
     assert said["interval"] == pytest.approx([low, high])

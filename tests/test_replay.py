@@ -1,5 +1,5 @@
-"""A step that is recorded and replayed learns what it learns as it is: on a pretended GPU everywhere, on a real one where
-there is one."""
+"""A step that is recorded and replayed learns what it learns as it is: on a pretended GPU
+everywhere, on a real one where there is one."""
 
 from contextlib import nullcontext
 
@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from pretended_gpu import PretendedGPU
 from torch import Tensor, nn
 
-import replay
-import runs
-from replay import Replayed
+from training.cuda_graph import WARMUP_STEPS, CudaGraphStep
+from training.loop import optimizer_step
 
 REAL = pytest.param(
     nullcontext,
@@ -28,25 +27,34 @@ OPTIMISERS = {
 }
 
 
-def learned(optimiser_of: object, live: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor], Replayed]:
-    """The weights and the losses of twelve steps of two kinds, in which the learning rate falls once; and the step."""
+def learned(
+    optimiser_of: object, live: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor], CudaGraphStep]:
+    """The weights and the losses of twelve steps of two kinds, in which the learning rate falls
+    once; and the step."""
     monkeypatch.setattr(replay, "LIVE", live)
     torch.manual_seed(0)
     device = torch.device("cuda", 0)
     inputs, labels = torch.randn(96, 20), torch.randint(0, 4, (96,))
-    network = nn.Sequential(nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4))
+    network = nn.Sequential(
+        nn.Linear(20, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 4)
+    )
     network.to(device)
-    inputs, labels, weights = inputs.to(device), labels.to(device), torch.linspace(0.5, 1, 12).to(device)
+    inputs, labels, weights = (
+        inputs.to(device),
+        labels.to(device),
+        torch.linspace(0.5, 1, 12).to(device),
+    )
     optimiser = optimiser_of(network.parameters())
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [7], gamma=0.1)
 
     def step(index: Tensor, weight: Tensor, kind: str) -> dict[str, Tensor]:
         noisy = inputs[index] + 0.1 * torch.randn_like(inputs[index])
         loss = F.cross_entropy(network(noisy), labels[index])
-        runs.step(weight * loss if kind == "mild" else loss, optimiser)
+        optimizer_step(weight * loss if kind == "mild" else loss, optimiser)
         return {"loss": loss}
 
-    step = Replayed(step, device, optimiser)
+    step = CudaGraphStep(step, device, optimiser)
     losses = []
     for k in range(12):
         index = torch.arange(8 * k, 8 * k + 8).to(device)
@@ -59,7 +67,9 @@ def learned(optimiser_of: object, live: int, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("gpu", [pytest.param(PretendedGPU, id="pretended"), REAL])
 @pytest.mark.parametrize("name", list(OPTIMISERS))
-def test_replayed_steps_learn_the_same_bits(name: str, gpu: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_steps_learn_the_same_bits(
+    name: str, gpu: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with gpu():
         weights, losses, _ = learned(OPTIMISERS[name], 100, monkeypatch)
         replayed, said, step = learned(OPTIMISERS[name], 1, monkeypatch)
@@ -71,10 +81,10 @@ def test_replayed_steps_learn_the_same_bits(name: str, gpu: type, monkeypatch: p
 
 def test_on_the_cpu_a_step_stays_as_it_is() -> None:
     calls = []
-    step = Replayed(lambda *inputs: calls.append(inputs), torch.device("cpu"))
-    for k in range(2 * replay.LIVE):
+    step = CudaGraphStep(lambda *inputs: calls.append(inputs), torch.device("cpu"))
+    for k in range(2 * WARMUP_STEPS):
         step(torch.tensor(k), "full")
-    assert len(calls) == 2 * replay.LIVE and not step.recordings
+    assert len(calls) == 2 * WARMUP_STEPS and not step.recordings
 
 
 @pytest.mark.parametrize(("tries", "deterministic"), [(True, False), (True, True), (False, False)])
@@ -84,8 +94,12 @@ def test_cudnn_tries_its_algorithms_in_the_steps_that_ask_for_it_alone(
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     seen = []
     with PretendedGPU():
-        step = Replayed(lambda: seen.append(torch.backends.cudnn.benchmark), torch.device("cuda", 0), tries=tries)
-        for _ in range(2 * replay.LIVE):
+        step = CudaGraphStep(
+            lambda: seen.append(torch.backends.cudnn.benchmark),
+            torch.device("cuda", 0),
+            tries=tries,
+        )
+        for _ in range(2 * WARMUP_STEPS):
             step()
-    assert seen == [tries and not deterministic] * (replay.LIVE + 1)
+    assert seen == [tries and not deterministic] * (WARMUP_STEPS + 1)
     assert not torch.backends.cudnn.benchmark

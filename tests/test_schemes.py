@@ -1,5 +1,6 @@
-"""The real vOICe and all schemes beside it: against a true output of Meijer's program, and against the formulas written out
-one sample at a time, with the recursion of the output filter as it was published; then the way back from sound to image."""
+"""The real vOICe and all schemes beside it: against a true output of Meijer's program, and against
+the formulas written out one sample at a time, with the recursion of the output filter as it was
+published; then the way back from sound to image."""
 
 import dataclasses
 import doctest
@@ -13,10 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import voice_translator
-from vggish import Ear
+from vggish import ImageToLogMel
 from voice_translator import Encoding, VoiceTranslator, estimate_image, to_pcm16
 
-SMALL = {"rows": 5, "columns": 4, "seconds": 0.02, "lowest_hz": 500.0, "highest_hz": 5000.0, "sample_rate": 16000}
+SMALL = {
+    "rows": 5,
+    "columns": 4,
+    "seconds": 0.02,
+    "lowest_hz": 500.0,
+    "highest_hz": 5000.0,
+    "sample_rate": 16000,
+}
 
 
 # The reference, in float64, row 0 at the bottom.
@@ -35,7 +43,9 @@ def slow_frequencies(e: Encoding) -> list[float]:
     if e.curve in ("mel", "bark"):
 
         def scale(f: float) -> float:
-            return 1127 * math.log(1 + f / 700) if e.curve == "mel" else 26.81 * f / (1960 + f) - 0.53
+            return (
+                1127 * math.log(1 + f / 700) if e.curve == "mel" else 26.81 * f / (1960 + f) - 0.53
+            )
 
         grid = np.linspace(e.lowest_hz, e.highest_hz, 200_001)
         scaled = np.array([scale(f) for f in (e.lowest_hz, e.highest_hz)])
@@ -47,7 +57,10 @@ def slow_frequencies(e: Encoding) -> list[float]:
         return [e.lowest_hz * ends[0] ** rank for rank in ranks]
     if e.curve == "linear":
         return [e.lowest_hz + ends[1] * rank for rank in ranks]
-    return [e.lowest_hz + ends[1] / 2 * (1 + math.tanh(e.tanh_slope * (i / e.rows - 0.5))) for i in range(e.rows)]
+    return [
+        e.lowest_hz + ends[1] / 2 * (1 + math.tanh(e.tanh_slope * (i / e.rows - 0.5)))
+        for i in range(e.rows)
+    ]
 
 
 def slow_amplitudes(image: np.ndarray, e: Encoding) -> np.ndarray:
@@ -60,7 +73,11 @@ def slow_amplitudes(image: np.ndarray, e: Encoding) -> np.ndarray:
         if e.grey_levels is not None:
             level = math.floor(value * e.grey_levels / 256 + 1e-9)
             # 16 levels: 2 dB each, 10 ^ ((L - 15) / 10)
-            amplitudes[place] = 10 ** (15 / 10 * (level - (e.grey_levels - 1)) / (e.grey_levels - 1)) if level else 0
+            amplitudes[place] = (
+                10 ** (15 / 10 * (level - (e.grey_levels - 1)) / (e.grey_levels - 1))
+                if level
+                else 0
+            )
         elif value > 0:
             amplitudes[place] = 10 ** ((value / 16 - 15) / 10)
     return amplitudes[::-1]
@@ -85,7 +102,11 @@ def slow_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
         j, q = min(k // m, N - 1), (k % m) / (m - 1) if m > 1 else 0
         a = A[:, j]
         if e.window == "spline":
-            a = 0.5 * (1 - q) ** 2 * A[:, max(j - 1, 0)] + (0.5 + q - q * q) * a + 0.5 * q * q * A[:, min(j + 1, N - 1)]
+            a = (
+                0.5 * (1 - q) ** 2 * A[:, max(j - 1, 0)]
+                + (0.5 + q - q * q) * a
+                + 0.5 * q * q * A[:, min(j + 1, N - 1)]
+            )
         r = k / (ns - 1)
         theta = (r - 0.5) * 2 * math.pi / 3
         x = 0.5 * 0.20 * (theta + math.sin(theta))
@@ -130,7 +151,8 @@ def greys(e: Encoding, seed: int = 0, count: int = 1) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    """One output of the original program (P. B. L. Meijer, hificode, CC BY 4.0), of a picture with 16 grey levels."""
+    """One output of the original program (P. B. L. Meijer, hificode, CC BY 4.0), of a picture with
+    16 grey levels."""
     with np.load(Path(__file__).parent / "hificode_dot.npz") as file:
         return dict(file)
 
@@ -139,7 +161,9 @@ def golden() -> dict[str, np.ndarray]:
 def test_hificode_to_the_last_bit(golden: dict[str, np.ndarray], stereo: bool) -> None:
     levels = torch.from_numpy(golden["image_levels"])
     images = torch.stack([levels * 16, levels * 16 + 15])  # the grey level is value // 16
-    expected = torch.from_numpy(golden["stereo"].T.copy() if stereo else golden["mono"]).expand(2, *[-1] * (1 + stereo))
+    expected = torch.from_numpy(golden["stereo"].T.copy() if stereo else golden["mono"]).expand(
+        2, *[-1] * (1 + stereo)
+    )
     translator = VoiceTranslator(Encoding.hificode(stereo))
     assert (to_pcm16(translator(images)).int() - expected.int()).abs().max() <= 1
     assert to_pcm16(translator.double()(images)).equal(expected)
@@ -147,10 +171,26 @@ def test_hificode_to_the_last_bit(golden: dict[str, np.ndarray], stereo: bool) -
 
 def test_hificode_is_the_published_preset() -> None:
     e = Encoding.hificode()
-    assert (e.rows, e.columns, e.lowest_hz, e.highest_hz, e.curve) == (64, 64, 500, 5000, "exponential")
-    assert (e.sample_rate, e.seconds, e.samples, e.contrast, e.grey_levels) == (44100, 1.05, 46304, 0, 16)
+    assert (e.rows, e.columns, e.lowest_hz, e.highest_hz, e.curve) == (
+        64,
+        64,
+        500,
+        5000,
+        "exponential",
+    )
+    assert (e.sample_rate, e.seconds, e.samples, e.contrast, e.grey_levels) == (
+        44100,
+        1.05,
+        46304,
+        0,
+        16,
+    )
     assert len(e.click_samples()) == 144
-    assert VoiceTranslator(Encoding.hificode(stereo=True))(torch.zeros(2, 64, 64)).shape == (2, 2, 46304)
+    assert VoiceTranslator(Encoding.hificode(stereo=True))(torch.zeros(2, 64, 64)).shape == (
+        2,
+        2,
+        46304,
+    )
 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
@@ -158,7 +198,14 @@ def test_hificode_is_the_published_preset() -> None:
 def test_loud_soundscapes_clip_as_in_the_program(curve: str, stereo: bool) -> None:
     """White clips on both sides, and the quantiser gives -32768 there, not -32767."""
     e = Encoding(
-        **SMALL, contrast=0.0, grey_levels=16, window="spline", smoothing=True, click=True, curve=curve, stereo=stereo
+        **SMALL,
+        contrast=0.0,
+        grey_levels=16,
+        window="spline",
+        smoothing=True,
+        click=True,
+        curve=curve,
+        stereo=stereo,
     )
     image = np.full((1, 5, 4), 255, np.uint8)
     image[0, 2, 1] = 0
@@ -167,14 +214,29 @@ def test_loud_soundscapes_clip_as_in_the_program(curve: str, stereo: bool) -> No
     assert expected.min() == -32768
     assert expected.max() == 32767
     translator = VoiceTranslator(e).double()
-    sound = voice_translator._clip(2.5 * translator.sound(translator.amplitudes(torch.from_numpy(image))))[0]
+    sound = voice_translator._clip(
+        2.5 * translator.sound(translator.amplitudes(torch.from_numpy(image)))
+    )[0]
     assert sound.abs().max() == 1
     np.testing.assert_array_equal(to_pcm16(sound).numpy(), expected)
 
 
 def test_the_quantiser() -> None:
     step = 1 / 32768
-    sound = torch.tensor([0, 0.4 * step, 0.6 * step, -0.4 * step, -1.4 * step, -1.6 * step, 1, -1, 0.5, -(1 - 2**-24)])
+    sound = torch.tensor(
+        [
+            0,
+            0.4 * step,
+            0.6 * step,
+            -0.4 * step,
+            -1.4 * step,
+            -1.6 * step,
+            1,
+            -1,
+            0.5,
+            -(1 - 2**-24),
+        ]
+    )
     # Towards zero of v + 0.5: 0.6 -> 1, -1.4 -> trunc(-0.9) = 0, -1.6 -> trunc(-1.1) = -1
     assert to_pcm16(sound).tolist() == [0, 0, 1, 0, 0, -1, 32767, -32768, 16384, -32767]
     for wrong in (torch.tensor([math.nan]), torch.tensor([math.inf]), torch.tensor([1])):
@@ -220,16 +282,21 @@ def test_a_batch_equals_its_images_and_uint8_equals_floating_point(e: Encoding, 
     images = torch.from_numpy(greys(e, seed, 3))
     translator = VoiceTranslator(e)
     together = translator(images)
-    torch.testing.assert_close(torch.cat([translator(image[None]) for image in images]), together, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([translator(image[None]) for image in images]), together, rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(translator(images / 255), together, rtol=0, atol=1e-5)
 
 
 def dots(e: Encoding, places: list[tuple[int, int]]) -> torch.Tensor:
-    """What each ear hears of single dots, without the click: `(dots, channels, samples)`. Places are (row, column)."""
+    """What each ear hears of single dots, without the click: `(dots, channels, samples)`. Places
+    are (row, column)."""
     images = torch.zeros(1 + len(places), e.rows, e.columns, dtype=torch.uint8)
     for image, place in zip(images[1:], places, strict=True):
         image[place] = 255
-    sound = VoiceTranslator(e)(255 - images if e.negative else images).view(len(images), -1, e.samples)
+    sound = VoiceTranslator(e)(255 - images if e.negative else images).view(
+        len(images), -1, e.samples
+    )
     return sound[1:] - sound[:1]
 
 
@@ -255,7 +322,8 @@ def test_right_is_later_in_every_scheme(e: Encoding, row: int) -> None:
 @settings(max_examples=20, deadline=None)
 @given(e=schemes)
 def test_higher_is_higher_in_every_scheme(e: Encoding) -> None:
-    """Each row has its pitch, from the bottom row up; and these rise, but for the schemes that say otherwise."""
+    """Each row has its pitch, from the bottom row up; and these rise, but for the schemes that say
+    otherwise."""
     e = dataclasses.replace(e, seconds=0.3, columns=2)  # long enough to tell pitches apart
     sound = dots(e, [(row, 0) for row in range(e.rows)])[:, 0]  # the left ear hears without delay
     spectrum = torch.fft.rfft(sound * torch.hann_window(e.samples), 1 << 15).abs()
@@ -266,14 +334,20 @@ def test_higher_is_higher_in_every_scheme(e: Encoding) -> None:
 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
-def test_a_large_batch_is_made_in_parts_that_change_nothing(monkeypatch: pytest.MonkeyPatch, stereo: bool) -> None:
+def test_a_large_batch_is_made_in_parts_that_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, stereo: bool
+) -> None:
     e = Encoding(**SMALL, window="spline", stereo=stereo, smoothing=True, click=True)
     images = torch.from_numpy(greys(e, count=43)) / 255
     translator = VoiceTranslator(e)
     whole = translator(images)
     # One column of eight images, three powers of it; the filter then takes six soundscapes and two.
-    monkeypatch.setattr(voice_translator, "CPU_TOGETHER", 8 * 3 * translator.channels * e.samples_per_column)
-    monkeypatch.setattr(voice_translator, "IMAGES_TOGETHER", 8)  # eight images, eight, ... and three
+    monkeypatch.setattr(
+        voice_translator, "CPU_TOGETHER", 8 * 3 * translator.channels * e.samples_per_column
+    )
+    monkeypatch.setattr(
+        voice_translator, "IMAGES_TOGETHER", 8
+    )  # eight images, eight, ... and three
     torch.testing.assert_close(translator(images), whole, rtol=0, atol=1e-6)
     leaf = images.clone().requires_grad_()
     parts = translator(leaf)
@@ -283,7 +357,11 @@ def test_a_large_batch_is_made_in_parts_that_change_nothing(monkeypatch: pytest.
 
 @pytest.mark.parametrize("levels", [2, 16, 256])
 def test_grey_levels_of_all_256_values(levels: int) -> None:
-    e = Encoding(**{**SMALL, "rows": 256, "columns": 1, "highest_hz": 5000.0}, contrast=0.0, grey_levels=levels)
+    e = Encoding(
+        **{**SMALL, "rows": 256, "columns": 1, "highest_hz": 5000.0},
+        contrast=0.0,
+        grey_levels=levels,
+    )
     values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1)
     translator = VoiceTranslator(e)
     level = (values[0, :, 0].int() * levels) // 256
@@ -292,14 +370,19 @@ def test_grey_levels_of_all_256_values(levels: int) -> None:
         torch.testing.assert_close(translator.amplitudes(images)[0, :, 0], expected)
 
 
-def test_a_filter_that_would_fill_the_memory_is_refused_and_none_is_made_where_none_is_wanted() -> None:
+def test_a_filter_that_would_fill_the_memory_is_refused_and_none_is_made_where_none_is_wanted() -> (
+    None
+):
     low = {"lowest_hz": 0.1, "highest_hz": 0.1}
     assert VoiceTranslator(Encoding(**low)).smoother.numel() == 0
     with pytest.raises(
-        ValueError, match=r"the output filter for 0.1 Hz .* raise highest_hz, lower sample_rate, or leave out"
+        ValueError,
+        match=r"the output filter for 0.1 Hz .* raise highest_hz, lower sample_rate, or leave out",
     ):
         Encoding(**low, smoothing=True)
-    longest = Encoding(rows=1, columns=1, seconds=1.0, lowest_hz=16.0, highest_hz=16.0, smoothing=True)
+    longest = Encoding(
+        rows=1, columns=1, seconds=1.0, lowest_hz=16.0, highest_hz=16.0, smoothing=True
+    )
     assert VoiceTranslator(longest).double().smoother.shape[1] < 10_000
 
 
@@ -313,17 +396,32 @@ def test_black_is_silent_but_for_the_click_in_the_left_ear() -> None:
 
 def test_a_negative_sounds_as_its_positive() -> None:
     images = torch.from_numpy(greys(Encoding(**SMALL)))
-    positive, negative = VoiceTranslator(Encoding(**SMALL)), VoiceTranslator(Encoding(**SMALL, negative=True))
+    positive, negative = (
+        VoiceTranslator(Encoding(**SMALL)),
+        VoiceTranslator(Encoding(**SMALL, negative=True)),
+    )
     torch.testing.assert_close(negative(255 - images), positive(images), rtol=0, atol=1e-6)
 
 
 def test_a_dot_on_the_left_is_louder_and_earlier_in_the_left_ear() -> None:
-    """By the head's width: 60 degrees are 0.2 / 2 * (pi / 3 + sin(pi / 3)) / 340 s, or 24.8 samples at 44.1 kHz."""
-    e = Encoding(rows=9, columns=40, lowest_hz=300.0, highest_hz=1000.0, sample_rate=44100, contrast=0.0, stereo=True)
+    """By the head's width: 60 degrees are 0.2 / 2 * (pi / 3 + sin(pi / 3)) / 340 s, or 24.8 samples
+    at 44.1 kHz."""
+    e = Encoding(
+        rows=9,
+        columns=40,
+        lowest_hz=300.0,
+        highest_hz=1000.0,
+        sample_rate=44100,
+        contrast=0.0,
+        stereo=True,
+    )
     image = torch.zeros(2, 9, 40)
     image[0, 4, 0], image[1, 4, 39] = 1, 1
     left_dot, right_dot = VoiceTranslator(e)(image)
-    for near, far, here in ((left_dot[0], left_dot[1], slice(100, 1100)), (right_dot[1], right_dot[0], slice(-1100, -100))):
+    for near, far, here in (
+        (left_dot[0], left_dot[1], slice(100, 1100)),
+        (right_dot[1], right_dot[0], slice(-1100, -100)),
+    ):
         assert near[here].square().mean() > 4 * far[here].square().mean()
     delays = range(-40, 41)
     match = [(left_dot[0, 100:1000] * left_dot[1, 100 + d : 1000 + d]).sum() for d in delays]
@@ -351,19 +449,31 @@ def test_double_is_computed_anew_and_nothing_less_than_float32_is_used() -> None
     assert exact.dtype == torch.float64
     assert (exact - single).abs().max() > 1e-10  # a cast would have kept float32's errors
     assert translator.float().bank.equal(single)
-    ear = Ear(e, frames=16).to(torch.bfloat16)  # as a part of a model that is cast
+    ear = ImageToLogMel(e, frames=16).to(torch.bfloat16)  # as a part of a model that is cast
     assert ear.translator.bank.equal(single)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"window": "spline", "stereo": True, "smoothing": True, "click": True, "negative": True, "contrast": 0.5}],
+    [
+        {},
+        {
+            "window": "spline",
+            "stereo": True,
+            "smoothing": True,
+            "click": True,
+            "negative": True,
+            "contrast": 0.5,
+        },
+    ],
     ids=["the paper's", "all cues"],
 )
 def test_gradients_in_float64(changes: dict) -> None:
     e = Encoding(**{**SMALL, "rows": 3, "columns": 3, "seconds": 0.004, **changes})
     random = torch.Generator().manual_seed(0)
-    image = (0.45 + 0.1 * torch.rand(1, 3, 3, generator=random, dtype=torch.float64)).requires_grad_()
+    image = (
+        0.45 + 0.1 * torch.rand(1, 3, 3, generator=random, dtype=torch.float64)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(VoiceTranslator(e).double(), (image,))
 
 
@@ -371,8 +481,10 @@ def test_a_leak_passes_the_rounding_to_grey_levels_and_changes_no_sound() -> Non
     translator = VoiceTranslator(Encoding(**SMALL, grey_levels=16))
     image = (torch.from_numpy(greys(Encoding(**SMALL))) / 255).requires_grad_()
     sound = translator(image)
-    assert not sound.requires_grad or torch.autograd.grad(sound.sum(), image)[0].count_nonzero() == 0
-    leaking = translator(image, leak=1.0)
+    assert (
+        not sound.requires_grad or torch.autograd.grad(sound.sum(), image)[0].count_nonzero() == 0
+    )
+    leaking = translator(image, straight_through=1.0)
     assert leaking.equal(sound)
     assert torch.autograd.grad(leaking.square().sum(), image)[0].count_nonzero() > 10
 
@@ -394,7 +506,9 @@ def test_compiles_as_one_graph_and_autocast_leaves_the_sound_alone() -> None:
 def test_every_scheme_sounds_the_same_on_the_gpu(e: Encoding, seed: int) -> None:
     images, translator = torch.from_numpy(greys(e, seed, 3)), VoiceTranslator(e)
     expected = translator(images)
-    torch.testing.assert_close(translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.gpu
@@ -404,17 +518,21 @@ def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
     images = torch.from_numpy(greys(e, count=3))
     translator = VoiceTranslator(e)
     expected = translator(images)
-    torch.testing.assert_close(translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        translator.to("cuda")(images.to("cuda")).cpu(), expected, rtol=0, atol=1e-5
+    )
     exact = VoiceTranslator(e).double()(images)
-    torch.testing.assert_close(VoiceTranslator(e).double().to("cuda")(images.to("cuda")).cpu(), exact, rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        VoiceTranslator(e).double().to("cuda")(images.to("cuda")).cpu(), exact, rtol=0, atol=1e-11
+    )
 
 
 def test_the_ear_hears_the_mean_of_both_ears() -> None:
     e = Encoding(stereo=True)
-    ear, images = Ear(e), torch.from_numpy(greys(e))
+    ear, images = ImageToLogMel(e), torch.from_numpy(greys(e))
     heard = ear(images)
     assert heard.shape == (1, 1, 112, 64)
-    assert heard.equal(ear.hear(VoiceTranslator(e)(images).mean(1)))
+    assert heard.equal(ear.log_mel(VoiceTranslator(e)(images).mean(1)))
 
 
 def test_the_examples_of_the_docstring() -> None:
@@ -429,7 +547,10 @@ def test_the_examples_of_the_docstring() -> None:
         ({"grey_levels": 1}, "grey_levels is 1, but must be a whole number of at least 2"),
         ({"grey_levels": 16.0}, "grey_levels is 16.0, but must be a whole number"),
         ({"window": "hann"}, "window is 'hann', but must be one of rectangular, spline"),
-        *[({name: 1}, f"{name} is 1, but must be True or False") for name in ("negative", "click", "smoothing", "stereo")],
+        *[
+            ({name: 1}, f"{name} is 1, but must be True or False")
+            for name in ("negative", "click", "smoothing", "stereo")
+        ],
     ],
 )
 def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
@@ -461,12 +582,15 @@ def test_grey_levels_are_found_exactly_and_another_scheme_finds_another_image() 
     images = torch.from_numpy(greys(e, seed=2))
     sound = VoiceTranslator(e)(images)[0]
     assert estimate_image(sound, e).mul(15).round().equal((images[0] // 16).double())
-    other = Encoding(**{**SMALL, "seconds": 0.3}, contrast=0.0, grey_levels=16, pitch_position="bottom")
+    other = Encoding(
+        **{**SMALL, "seconds": 0.3}, contrast=0.0, grey_levels=16, pitch_position="bottom"
+    )
     assert not estimate_image(sound, other).mul(15).round().equal((images[0] // 16).double())
 
 
 @pytest.mark.parametrize(
-    "sound", [torch.zeros(100), torch.zeros(2, 320), torch.zeros(320).int(), torch.full((320,), math.nan)]
+    "sound",
+    [torch.zeros(100), torch.zeros(2, 320), torch.zeros(320).int(), torch.full((320,), math.nan)],
 )
 def test_a_sound_of_another_scheme_is_refused(sound: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="give the encoding that it was made with"):

@@ -1,4 +1,5 @@
-"""The front end against its description, written out slowly, and against SciPy and librosa; the ear; loading of weights."""
+"""The front end against its description, written out slowly, and against SciPy and librosa; the
+ear; loading of weights."""
 
 import dataclasses
 import math
@@ -10,34 +11,37 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models.vggish_extra import load_audioset_convolutions
 from pretended_gpu import PretendedGPU
 from scipy.signal import resample_poly
 
-import data
-import files
-import runs
-import train_all
 import vggish
+from common.checkpoint import CHECKPOINT_VERSION
+from common.files import UserError, save_tensors
+from data import load_digits
+from data.augment import augment_uint8
 from models.vggish import VGGish
+from training.logmels import LogMelCache, Probe
+from training.upstream import load_audio_network, load_model
 from vggish import (
-    Ear,
-    Heard,
+    CPU_CHUNK,
+    FFT,
+    ImageToLogMel,
     LogMel,
     Magnitude,
-    Probe,
     Resample,
-    frames_heard_whole,
-    load_audioset_convolutions,
-    load_embedder,
+    frames_to_cover,
     mel_filters,
 )
 from voice_translator import Encoding
 
 # For noise, which fills every band: ten times the rounding that float32 was seen to leave, 1e-6.
 FLOAT32_TOLERANCE = 1e-5
-# In a module moved to float64 the window and the filters are still rounded to float32, by 6e-8: three times 3e-7, as seen.
+# In a module moved to float64 the window and the filters are still rounded to float32, by 6e-8:
+# three times 3e-7, as seen.
 FLOAT64_TOLERANCE = 1e-6
-# For tones: between them a band holds nothing but what rounding spills, 1e-5 of a peak of 200 against the offset of 0.01.
+# For tones: between them a band holds nothing but what rounding spills, 1e-5 of a peak of 200
+# against the offset of 0.01.
 TONES_TOLERANCE = 2e-3
 
 
@@ -75,7 +79,10 @@ def slow_logmel(sound: np.ndarray, hop: int = 160) -> np.ndarray:
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    return (
+        torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+        - 1
+    )
 
 
 # The log-mel.
@@ -83,7 +90,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("samples", [400, 5000, 16800])
 def test_logmel_agrees_with_its_description(samples: int) -> None:
-    sounds = torch.stack([noise(samples), 0.01 * noise(samples, seed=1), torch.zeros(samples, dtype=torch.float64)])
+    sounds = torch.stack(
+        [noise(samples), 0.01 * noise(samples, seed=1), torch.zeros(samples, dtype=torch.float64)]
+    )
     expected = np.stack([slow_logmel(sound) for sound in sounds.numpy()])
     np.testing.assert_allclose(LogMel().double()(sounds), expected, rtol=0, atol=FLOAT64_TOLERANCE)
     heard = LogMel()(sounds.float())
@@ -101,22 +110,26 @@ def test_mel_filters_agree_with_their_description() -> None:
 
 def test_mel_filters_are_not_quite_librosas() -> None:
     """librosa's triangles are linear in Hz, VGGish's in mel: nearly the same, and not the same."""
-    librosas = librosa.filters.mel(sr=16000, n_fft=512, n_mels=64, fmin=125, fmax=7500, htk=True, norm=None)
+    librosas = librosa.filters.mel(
+        sr=16000, n_fft=512, n_mels=64, fmin=125, fmax=7500, htk=True, norm=None
+    )
     difference = np.abs(librosas.T - mel_filters().numpy()).max()
     assert 0.004 < difference <= 0.0045
 
 
 def test_the_golden_numbers_of_a_sine() -> None:
-    """Three seconds of 1 kHz, amplitude 1, give 3 examples of 96 frames. Origin: computed in float64 from the front end's
-    description, to five decimals.
+    """Three seconds of 1 kHz, amplitude 1, give 3 examples of 96 frames. Origin: computed in
+    float64 from the front end's description, to five decimals.
 
-    Most bands hold only the leakage of the window, so the mean hangs on the last digits of window and sine: half a sample
-    later it is -3.42981. Computed here it is -3.429619, a unit of the fifth decimal from the origin's -3.42963, hence 2e-5;
-    float32 leaves 2.4e-5.
-    """
+    Most bands hold only the leakage of the window, so the mean hangs on the last digits of window
+    and sine: half a sample later it is -3.42981. Computed here it is -3.429619, a unit of the fifth
+    decimal from the origin's -3.42963, hence 2e-5; float32 leaves 2.4e-5."""
     sine = torch.sin(2 * math.pi * 1000 * torch.arange(48000, dtype=torch.float64) / 16000)[None]
     exact = slow_logmel(sine[0].numpy())
-    for front_end, sound, tolerance in ((LogMel().double(), sine, 2e-5), (LogMel(), sine.float(), 1e-4)):
+    for front_end, sound, tolerance in (
+        (LogMel().double(), sine, 2e-5),
+        (LogMel(), sine.float(), 1e-4),
+    ):
         logmels = front_end(sound)[0]
         np.testing.assert_allclose(logmels, exact, rtol=0, atol=TONES_TOLERANCE)
         examples = logmels[: 3 * 96].reshape(3, 96, 64)
@@ -130,14 +143,22 @@ def test_silence_is_the_logarithm_of_the_offset() -> None:
 
 
 def test_a_tone_is_loudest_in_the_band_of_its_pitch() -> None:
-    centres = 700 * (np.exp(np.linspace(1127 * math.log1p(125 / 700), 1127 * math.log1p(7500 / 700), 66)[1:-1] / 1127) - 1)
+    centres = 700 * (
+        np.exp(
+            np.linspace(1127 * math.log1p(125 / 700), 1127 * math.log1p(7500 / 700), 66)[1:-1]
+            / 1127
+        )
+        - 1
+    )
     t = torch.arange(1600) / 16000
     for band in (20, 40, 60):  # below them a band is narrower than a bin
         loudest = LogMel()(torch.sin(2 * math.pi * float(centres[band]) * t)[None]).mean(1).argmax()
         assert loudest == band
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(400, 1), (559, 1), (560, 2), (15600, 96), (16800, 103), (48000, 298)])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(400, 1), (559, 1), (560, 2), (15600, 96), (16800, 103), (48000, 298)]
+)
 def test_frame_counts(samples: int, frames: int) -> None:
     assert LogMel()(torch.zeros(2, samples)).shape == (2, frames, 64)
 
@@ -157,13 +178,20 @@ def test_a_batch_equals_its_sounds_one_by_one(rate: int) -> None:
 
 def test_of_no_sound_nothing_is_heard() -> None:
     assert LogMel()(torch.zeros(0, 1000), 240).shape == (0, 6, 64)
-    assert Ear(Encoding())(torch.zeros(0, 28, 28, dtype=torch.uint8)).shape == (0, 1, 112, 64)
+    assert ImageToLogMel(Encoding())(torch.zeros(0, 28, 28, dtype=torch.uint8)).shape == (
+        0,
+        1,
+        112,
+        64,
+    )
 
 
 def test_other_sample_rates_are_resampled_first() -> None:
     sound = noise(1, 3001)
     expected = slow_logmel(resample_poly(sound[0].numpy(), 320, 441))
-    np.testing.assert_allclose(LogMel(22050).double()(sound)[0], expected, rtol=0, atol=FLOAT64_TOLERANCE)
+    np.testing.assert_allclose(
+        LogMel(22050).double()(sound)[0], expected, rtol=0, atol=FLOAT64_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -191,7 +219,9 @@ def test_logmel_is_differentiable(rate: int) -> None:
     front_end(sound).sum().backward()
     step = 1e-6  # rounding leaves 1e-16 / 1e-6 of each of some thousand logarithms
     with torch.no_grad():
-        numeric = (front_end(sound + step * direction) - front_end(sound - step * direction)).sum() / (2 * step)
+        numeric = (
+            front_end(sound + step * direction) - front_end(sound - step * direction)
+        ).sum() / (2 * step)
     assert (sound.grad * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-5)
 
 
@@ -201,15 +231,22 @@ def test_the_gradient_of_silence_is_finite() -> None:
     assert silence.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("sounds", [torch.zeros(16000), torch.zeros(1, 1, 16000), torch.zeros(1, 16000).short()])
+@pytest.mark.parametrize(
+    "sounds", [torch.zeros(16000), torch.zeros(1, 1, 16000), torch.zeros(1, 16000).short()]
+)
 def test_sounds_of_another_shape_or_type_are_refused(sounds: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"sounds are .* the front end takes floating point in \[-1, 1\], \(B, samples\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"sounds are .* the front end takes floating point in \[-1, 1\], \(B, samples\)",
+    ):
         LogMel()(sounds)
 
 
 @pytest.mark.parametrize(("rate", "samples", "left"), [(16000, 399, 399), (22050, 549, 399)])
 def test_sounds_shorter_than_a_window_are_refused(rate: int, samples: int, left: int) -> None:
-    with pytest.raises(ValueError, match=f"sounds of {left} samples at 16 kHz are shorter than one window of 400"):
+    with pytest.raises(
+        ValueError, match=f"sounds of {left} samples at 16 kHz are shorter than one window of 400"
+    ):
         LogMel(rate)(torch.zeros(1, samples))
 
 
@@ -262,7 +299,7 @@ BLACK = torch.zeros(1, 28, 28, dtype=torch.uint8)
     ids=["default", "2 s", "22050 Hz", "64x64", "10 ms"],
 )
 def test_the_ear_hears_so_many_frames(encoding: Encoding, frames: int) -> None:
-    ear = Ear(encoding)
+    ear = ImageToLogMel(encoding)
     assert ear.frames == frames
     heard = ear(torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0)))
     assert heard.shape == (2, 1, frames, 64)
@@ -274,7 +311,7 @@ def test_the_ear_hears_so_many_frames(encoding: Encoding, frames: int) -> None:
 def test_no_sample_is_lost_and_no_frames_are_spent(hundredths: int, rate: int) -> None:
     """The frames reach over all samples at 16 kHz, and 16 fewer would not."""
     encoding = Encoding(seconds=hundredths / 100, sample_rate=rate)
-    frames = frames_heard_whole(encoding)
+    frames = frames_to_cover(encoding)
     samples = math.ceil(encoding.samples * 16000 / rate)
     assert frames % 16 == 0
     assert (frames - 1) * 160 + 400 >= samples
@@ -284,14 +321,16 @@ def test_no_sample_is_lost_and_no_frames_are_spent(hundredths: int, rate: int) -
 @pytest.mark.parametrize("rate", [16000, 22050])
 @pytest.mark.parametrize("seconds", [1.05, 2.0, 0.37])
 @pytest.mark.parametrize("frames", [None, 16, 96, 240])
-def test_the_ear_hears_as_many_frames_as_it_is_told(rate: int, seconds: float, frames: int | None) -> None:
-    ear = Ear(Encoding(sample_rate=rate, seconds=seconds), frames)
+def test_the_ear_hears_as_many_frames_as_it_is_told(
+    rate: int, seconds: float, frames: int | None
+) -> None:
+    ear = ImageToLogMel(Encoding(sample_rate=rate, seconds=seconds), frames)
     assert ear(BLACK).shape == (1, 1, frames or ear.frames, 64)
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
 def test_every_column_is_heard(rate: int) -> None:
-    ear = Ear(Encoding(sample_rate=rate))
+    ear = ImageToLogMel(Encoding(sample_rate=rate))
     silence = ear(BLACK)
     for column in range(28):
         assert (ear(dot(column)) - silence).abs().max() > 1, column
@@ -299,7 +338,7 @@ def test_every_column_is_heard(rate: int) -> None:
 
 def test_the_published_cut_loses_the_last_two_columns() -> None:
     """96 frames end with sample 15,600 of 16,800; a column has 600."""
-    ear = Ear(Encoding(), frames=96)
+    ear = ImageToLogMel(Encoding(), frames=96)
     silence = ear(BLACK)
     assert ear(dot(27)).equal(silence)
     assert ear(dot(26)).equal(silence)
@@ -307,10 +346,10 @@ def test_the_published_cut_loses_the_last_two_columns() -> None:
 
 
 def test_the_ear_is_the_translator_and_the_front_end_with_silence_behind() -> None:
-    ear = Ear(Encoding())
+    ear = ImageToLogMel(Encoding())
     images = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
     sounds = ear.translator(images)
-    assert ear(images).equal(ear.hear(sounds))
+    assert ear(images).equal(ear.log_mel(sounds))
     followed = torch.cat([sounds, torch.zeros(2, 4000)], 1).double().numpy()
     expected = np.stack([slow_logmel(sound)[:112] for sound in followed])
     np.testing.assert_allclose(ear(images)[:, 0], expected, rtol=0, atol=TONES_TOLERANCE)
@@ -319,56 +358,73 @@ def test_the_ear_is_the_translator_and_the_front_end_with_silence_behind() -> No
 
 @pytest.mark.parametrize("samples", [16_799, 16_801, 100_000])
 def test_a_sound_that_is_no_soundscape_of_the_encoding_is_refused(samples: int) -> None:
-    with pytest.raises(ValueError, match=f"the soundscapes have {samples} samples, but this encoding's have 16800"):
-        Ear(Encoding()).hear(torch.zeros(1, samples))
+    with pytest.raises(
+        ValueError, match=f"the soundscapes have {samples} samples, but this encoding's have 16800"
+    ):
+        ImageToLogMel(Encoding()).log_mel(torch.zeros(1, samples))
 
 
 def test_sounds_that_the_code_makes_otherwise_than_when_they_were_learned_are_refused(
     chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No setting tells of a change in the code, such as in the curve that a researcher writes; what is heard does."""
+    """No setting tells of a change in the code, such as in the curve that a researcher writes; what
+    is heard does."""
     checkpoints = [chain / "train_vggish" / "checkpoint.pt", chain / "train_all" / "checkpoint.pt"]
-    loaders = [load_embedder, train_all.load_model]
+    loaders = [load_audio_network, load_model]
     for path, load in zip(checkpoints, loaders, strict=True):
         assert load(path)[0].encoding == Encoding()
         assert torch.load(path, weights_only=True)["networks"]["probe"]["heard"].shape == (112, 64)
     frequencies = Encoding.frequencies
-    monkeypatch.setattr(Encoding, "frequencies", lambda self: frequencies(self) * 1.01)  # a sixth of a semitone
+    monkeypatch.setattr(
+        Encoding, "frequencies", lambda self: frequencies(self) * 1.01
+    )  # a sixth of a semitone
     for path, load in zip(checkpoints, loaders, strict=True):
-        with pytest.raises(runs.UserError, match="the code that makes the sounds of this encoding was changed since"):
+        with pytest.raises(
+            UserError, match="the code that makes the sounds of this encoding was changed since"
+        ):
             load(path)
     monkeypatch.undo()
-    ear, probe = Ear(Encoding()), Probe(Ear(Encoding()))
-    assert probe.alike(probe.heard + 1e-4) and not probe.alike(None) and not probe.alike(probe.heard[:96])
-    assert not probe.alike(Probe(Ear(dataclasses.replace(ear.encoding, contrast=0.9))).heard)
+    ear, probe = ImageToLogMel(Encoding()), Probe(ImageToLogMel(Encoding()))
+    assert (
+        probe.alike(probe.heard + 1e-4)
+        and not probe.alike(None)
+        and not probe.alike(probe.heard[:96])
+    )
+    assert not probe.alike(
+        Probe(ImageToLogMel(dataclasses.replace(ear.encoding, contrast=0.9))).heard
+    )
 
 
 @pytest.mark.parametrize("hop", [1, 305, 400])
 def test_another_hop_agrees_with_its_description(hop: int) -> None:
     sound = noise(1200).numpy()
     heard = LogMel(hop=hop).double()(torch.from_numpy(sound)[None])[0]
-    np.testing.assert_allclose(heard, slow_logmel(sound, hop), rtol=0, atol=1e-6)  # the filters are kept in float32
+    np.testing.assert_allclose(
+        heard, slow_logmel(sound, hop), rtol=0, atol=1e-6
+    )  # the filters are kept in float32
 
 
 def test_two_seconds_are_heard_whole_in_the_primary_frames_with_a_longer_hop() -> None:
-    ear = Ear(Encoding(seconds=2.0), hop=305)
+    ear = ImageToLogMel(Encoding(seconds=2.0), hop=305)
     assert (ear.frames, ear.hop) == (112, 305)
     sound = ear.translator(dot(27))
     followed = torch.cat([sound, torch.zeros(1, 4000)], 1).double().numpy()
-    np.testing.assert_allclose(ear(dot(27))[0, 0], slow_logmel(followed[0], 305)[:112], rtol=0, atol=TONES_TOLERANCE)
+    np.testing.assert_allclose(
+        ear(dot(27))[0, 0], slow_logmel(followed[0], 305)[:112], rtol=0, atol=TONES_TOLERANCE
+    )
     assert (ear(dot(27)) - ear(BLACK)).abs().max() > 1
-    assert frames_heard_whole(Encoding(seconds=2.0), 305) == 112
+    assert frames_to_cover(Encoding(seconds=2.0), 305) == 112
 
 
 @pytest.mark.parametrize("hop", [0, 401])
 def test_a_hop_beyond_the_window_is_refused(hop: int) -> None:
     with pytest.raises(ValueError, match=f"hop is {hop} samples, but must be from 1 to 400"):
-        Ear(Encoding(), hop=hop)
+        ImageToLogMel(Encoding(), hop=hop)
 
 
 def test_the_ear_passes_gradients_to_the_image() -> None:
     image = torch.full((1, 1, 28, 28), 0.25).requires_grad_()
-    Ear(Encoding(sample_rate=22050))(image).sum().backward()
+    ImageToLogMel(Encoding(sample_rate=22050))(image).sum().backward()
     assert image.grad.isfinite().all()
     assert image.grad[..., -1].abs().max() > 0
 
@@ -376,19 +432,22 @@ def test_the_ear_passes_gradients_to_the_image() -> None:
 @pytest.mark.parametrize("frames", [97, 8, 0, -16])
 def test_frames_that_pooling_would_cut_are_refused(frames: int) -> None:
     with pytest.raises(ValueError, match=f"frames is {frames}, but must be a multiple of 16"):
-        Ear(Encoding(), frames)
+        ImageToLogMel(Encoding(), frames)
 
 
 # The weights of AudioSet.
 
 
 def audioset_state() -> dict[str, torch.Tensor]:
-    """Random weights in torchvggish's layout; its fully connected layers are here smaller than they are."""
+    """Random weights in torchvggish's layout; its fully connected layers are here smaller than they
+    are."""
     random = torch.Generator().manual_seed(0)
     state = {}
     sizes = {0: (1, 64), 3: (64, 128), 6: (128, 256), 8: (256, 256), 11: (256, 512), 13: (512, 512)}
     for index, (channels_in, channels_out) in sizes.items():
-        state[f"features.{index}.weight"] = torch.randn(channels_out, channels_in, 3, 3, generator=random)
+        state[f"features.{index}.weight"] = torch.randn(
+            channels_out, channels_in, 3, 3, generator=random
+        )
         state[f"features.{index}.bias"] = torch.randn(channels_out, generator=random)
     for index in (0, 2, 4):
         state[f"embeddings.{index}.weight"] = torch.randn(8, 8, generator=random)
@@ -411,40 +470,56 @@ def test_audioset_convolutions_are_taken_and_nothing_else(network: VGGish, tmp_p
 
 
 def test_a_missing_audioset_file_is_refused(network: VGGish, tmp_path: Path) -> None:
-    with pytest.raises(runs.UserError, match=r"nowhere\.pth is missing; give the local path of torchvggish's state dict"):
+    with pytest.raises(
+        UserError, match=r"nowhere\.pth is missing; give the local path of torchvggish's state dict"
+    ):
         load_audioset_convolutions(network, tmp_path / "nowhere.pth")
 
 
 def test_audioset_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     torch.save(audioset_state(), tmp_path / "vggish.pth")
-    with pytest.raises(runs.UserError, match=r"vggish\.pth do not fit Sequential \(size mismatch"):
+    with pytest.raises(UserError, match=r"vggish\.pth do not fit Sequential \(size mismatch"):
         load_audioset_convolutions(VGGish(frames=16, width=4), tmp_path / "vggish.pth")
 
 
 def test_a_garbage_audioset_file_is_refused(network: VGGish, tmp_path: Path) -> None:
     (tmp_path / "vggish.pth").write_bytes(b"<html>404</html>" * 100)
-    with pytest.raises(runs.UserError, match=r"vggish\.pth is damaged or no checkpoint; give the local path"):
+    with pytest.raises(
+        UserError, match=r"vggish\.pth is damaged or no checkpoint; give the local path"
+    ):
         load_audioset_convolutions(network, tmp_path / "vggish.pth")
 
 
-@pytest.mark.parametrize("state", [{}, {"embeddings.0.weight": torch.zeros(1)}], ids=["empty", "no convolutions"])
-def test_a_file_without_convolutions_is_refused(network: VGGish, tmp_path: Path, state: dict) -> None:
+@pytest.mark.parametrize(
+    "state", [{}, {"embeddings.0.weight": torch.zeros(1)}], ids=["empty", "no convolutions"]
+)
+def test_a_file_without_convolutions_is_refused(
+    network: VGGish, tmp_path: Path, state: dict
+) -> None:
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(runs.UserError, match=r"other\.pth holds no VGGish convolutions"):
+    with pytest.raises(UserError, match=r"other\.pth holds no VGGish convolutions"):
         load_audioset_convolutions(network, tmp_path / "other.pth")
 
 
 # The embedder.
 
-HEARD = Encoding(seconds=0.3, curve="linear", sample_rate=22050)  # no default, to see that it travels
+HEARD = Encoding(
+    seconds=0.3, curve="linear", sample_rate=22050
+)  # no default, to see that it travels
 
 
 def checkpoint_of(network: VGGish, frames: int | None, **changed: object) -> dict:
     """A stage-one checkpoint, as a run writes it."""
     return {
         "stage": "train_vggish",
-        "version": runs.CHECKPOINT_VERSION,
-        "config": {"encoding": dataclasses.asdict(HEARD), "frames": frames, "hop": 160, "width": 4, "seed": 0},
+        "version": CHECKPOINT_VERSION,
+        "config": {
+            "encoding": dataclasses.asdict(HEARD),
+            "frames": frames,
+            "hop": 160,
+            "width": 4,
+            "seed": 0,
+        },
         "networks": {"vggish": network.state_dict()},
         "epoch": 1,
         "metrics": {"epoch": 1},
@@ -456,11 +531,15 @@ def checkpoint_of(network: VGGish, frames: int | None, **changed: object) -> dic
 
 
 @pytest.mark.parametrize(("frames", "heard"), [(None, 32), (16, 16)])
-def test_the_embedder_is_the_network_that_was_saved(tmp_path: Path, frames: int | None, heard: int) -> None:
+def test_the_embedder_is_the_network_that_was_saved(
+    tmp_path: Path, frames: int | None, heard: int
+) -> None:
     network = VGGish(frames=heard, width=4)
-    network(torch.randn(8, 1, heard, 64, generator=torch.Generator().manual_seed(0)))  # moves BatchNorm's statistics
-    files.save(tmp_path / "checkpoint.pt", checkpoint_of(network, frames))
-    ear, embedder = load_embedder(tmp_path / "checkpoint.pt")
+    network(
+        torch.randn(8, 1, heard, 64, generator=torch.Generator().manual_seed(0))
+    )  # moves BatchNorm's statistics
+    save_tensors(tmp_path / "checkpoint.pt", checkpoint_of(network, frames))
+    ear, embedder = load_audio_network(tmp_path / "checkpoint.pt")
     assert ear.encoding == HEARD
     assert ear.frames == heard
     assert not any(layer.training for layer in embedder.modules())
@@ -476,41 +555,50 @@ def small() -> VGGish:
 
 
 def test_a_missing_embedder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(runs.UserError, match=r"nowhere\.pt is missing; run train_vggish\.py"):
-        load_embedder(tmp_path / "nowhere.pt")
+    with pytest.raises(UserError, match=r"nowhere\.pt is missing; run train_vggish\.py"):
+        load_audio_network(tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"stage": "emnist_dcgan"}, r"is a checkpoint of 'emnist_dcgan', not of 'train_vggish'; run train_vggish\.py"),
+        (
+            {"stage": "emnist_dcgan"},
+            r"is a checkpoint of 'emnist_dcgan', not of 'train_vggish'; run train_vggish\.py",
+        ),
         ({"version": 0}, r"has version 0, not 1; run train_vggish\.py"),
     ],
     ids=["stage", "version"],
 )
-def test_another_checkpoint_is_refused(small: VGGish, tmp_path: Path, changed: dict, message: str) -> None:
-    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, **changed))
-    with pytest.raises(runs.UserError, match=message):
-        load_embedder(tmp_path / "checkpoint.pt")
+def test_another_checkpoint_is_refused(
+    small: VGGish, tmp_path: Path, changed: dict, message: str
+) -> None:
+    save_tensors(tmp_path / "checkpoint.pt", checkpoint_of(small, None, **changed))
+    with pytest.raises(UserError, match=message):
+        load_audio_network(tmp_path / "checkpoint.pt")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(small: VGGish, tmp_path: Path) -> None:
     torch.save(small.state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(runs.UserError, match=r"weights\.pt is no checkpoint of this project; run train_vggish\.py"):
-        load_embedder(tmp_path / "weights.pt")
+    with pytest.raises(
+        UserError, match=r"weights\.pt is no checkpoint of this project; run train_vggish\.py"
+    ):
+        load_audio_network(tmp_path / "weights.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
-    with pytest.raises(runs.UserError, match=r"tensor\.pt is no checkpoint; run train_vggish\.py"):
-        load_embedder(tmp_path / "tensor.pt")
+    with pytest.raises(UserError, match=r"tensor\.pt is no checkpoint; run train_vggish\.py"):
+        load_audio_network(tmp_path / "tensor.pt")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_refused(small: VGGish, tmp_path: Path, kept: float) -> None:
     path = tmp_path / "checkpoint.pt"
-    files.save(path, checkpoint_of(small, None))
+    save_tensors(path, checkpoint_of(small, None))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(runs.UserError, match=r"checkpoint\.pt is damaged or no checkpoint; run train_vggish\.py"):
-        load_embedder(path)
+    with pytest.raises(
+        UserError, match=r"checkpoint\.pt is damaged or no checkpoint; run train_vggish\.py"
+    ):
+        load_audio_network(path)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(small: VGGish, tmp_path: Path) -> None:
@@ -518,9 +606,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(small: VGGish, tmp_path: Pa
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "harm",))
 
-    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, metrics=Harm()))
-    with pytest.raises(runs.UserError, match=r"checkpoint\.pt is damaged or no checkpoint"):
-        load_embedder(tmp_path / "checkpoint.pt")
+    save_tensors(tmp_path / "checkpoint.pt", checkpoint_of(small, None, metrics=Harm()))
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or no checkpoint"):
+        load_audio_network(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "harm").exists()
 
 
@@ -528,15 +616,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(small: VGGish, tmp_path: Pa
 def test_weights_that_are_not_finite_are_refused(small: VGGish, tmp_path: Path, bad: float) -> None:
     state = {key: value.clone() for key, value in small.state_dict().items()}
     state["features.3.weight"][0, 0, 0, 0] = bad
-    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, None, networks={"vggish": state}))
-    with pytest.raises(runs.UserError, match=r"the weights in .*checkpoint\.pt are not finite; train it again"):
-        load_embedder(tmp_path / "checkpoint.pt")
+    save_tensors(tmp_path / "checkpoint.pt", checkpoint_of(small, None, networks={"vggish": state}))
+    with pytest.raises(
+        UserError, match=r"the weights in .*checkpoint\.pt are not finite; train it again"
+    ):
+        load_audio_network(tmp_path / "checkpoint.pt")
 
 
 def test_weights_that_do_not_fit_are_refused(small: VGGish, tmp_path: Path) -> None:
-    files.save(tmp_path / "checkpoint.pt", checkpoint_of(small, 16))  # the network heard 32 frames
-    with pytest.raises(runs.UserError, match=r"the weights in .*checkpoint\.pt do not fit VGGish \(size mismatch"):
-        load_embedder(tmp_path / "checkpoint.pt")
+    save_tensors(
+        tmp_path / "checkpoint.pt", checkpoint_of(small, 16)
+    )  # the network heard 32 frames
+    with pytest.raises(
+        UserError, match=r"the weights in .*checkpoint\.pt do not fit VGGish \(size mismatch"
+    ):
+        load_audio_network(tmp_path / "checkpoint.pt")
 
 
 def test_magnitudes_and_their_gradient_are_those_of_abs_and_silence_has_none() -> None:
@@ -552,27 +646,43 @@ def test_magnitudes_and_their_gradient_are_those_of_abs_and_silence_has_none() -
     assert torch.autograd.gradcheck(Magnitude.apply, z[1:].clone().requires_grad_())
 
 
-def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    sounds = torch.rand(2 * vggish.CPU_TOGETHER + 3, 4000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def test_a_sound_is_heard_alike_alone_and_among_more_than_go_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sounds = torch.rand(2 * CPU_CHUNK + 3, 4000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     together = LogMel()(sounds)
     assert together.shape == (len(sounds), 23, 64)
-    for k in (0, vggish.CPU_TOGETHER, len(sounds) - 1):
+    for k in (0, CPU_CHUNK, len(sounds) - 1):
         assert torch.allclose(LogMel()(sounds[k : k + 1])[0], together[k], atol=1e-5)
-    monkeypatch.setattr(vggish, "GPU_TOGETHER", 3 * 25 * vggish.FFT)  # three sounds of 4,000 samples, 25 hops
+    monkeypatch.setattr(
+        vggish, "GPU_TOGETHER", 3 * 25 * FFT
+    )  # three sounds of 4,000 samples, 25 hops
     parts, logmels = [], LogMel._logmels
-    monkeypatch.setattr(LogMel, "_logmels", lambda self, x, *more: (parts.append(len(x)), logmels(self, x, *more))[1])
+    monkeypatch.setattr(
+        LogMel,
+        "_logmels",
+        lambda self, x, *more: (parts.append(len(x)), logmels(self, x, *more))[1],
+    )
     with PretendedGPU():
         by_threes = LogMel().to("cuda:0")(sounds.to("cuda:0")).cpu()
     assert set(parts) == {3, len(sounds) % 3} - {0}
     assert torch.allclose(by_threes, together, atol=1e-5)
 
 
-def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_of_float16() -> None:
-    ear = Ear(Encoding())
-    images = torch.randint(0, 256, (40, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_of_float16() -> (
+    None
+):
+    ear = ImageToLogMel(Encoding())
+    images = torch.randint(
+        0, 256, (40, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     index = torch.tensor([3, 39, 3])
     size = 40 * 112 * 64 * 2 / 1e9
-    kept, once, large = Heard(ear, images, 41, size), Heard(ear, images, 40, size), Heard(ear, images, 41, 0.99 * size)
+    kept, once, large = (
+        LogMelCache(ear, images, 41, size),
+        LogMelCache(ear, images, 40, size),
+        LogMelCache(ear, images, 41, 0.99 * size),
+    )
     assert kept.kept.dtype == torch.float16
     assert once.kept is large.kept is None
     for heard in (kept, once, large):
@@ -584,9 +694,9 @@ def test_what_is_heard_again_is_kept_where_it_fits_and_the_same_to_the_rounding_
 
 
 def test_what_is_augmented_is_heard_anew_each_time_and_never_kept() -> None:
-    ear = Ear(Encoding())
-    images = data.load_heard("handwritten", "test", Path("/nonexistent"), "cpu").images[:8]
-    heard = Heard(ear, images, 41, 1.0, augmentation=0.5)
+    ear = ImageToLogMel(Encoding())
+    images = load_digits("handwritten", "test", Path("/nonexistent"), "cpu").images[:8]
+    heard = LogMelCache(ear, images, 41, 1.0, augmentation=0.5)
     assert heard.kept is None
     index = torch.tensor([3, 7, 3])
     torch.manual_seed(0)
@@ -594,4 +704,4 @@ def test_what_is_augmented_is_heard_anew_each_time_and_never_kept() -> None:
     assert not first.requires_grad
     assert len({tuple(one.flatten().tolist()) for one in (*first, *second)}) == 6
     torch.manual_seed(0)
-    assert torch.equal(first, ear(data.augmented(images[index], 0.5)))
+    assert torch.equal(first, ear(augment_uint8(images[index], 0.5)))

@@ -1,4 +1,5 @@
-"""The translator against the formulas it is made of, written out slowly in float64, and the properties of the sound."""
+"""The translator against the formulas it is made of, written out slowly in float64, and the
+properties of the sound."""
 
 import math
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from voice_translator import Encoding, VoiceTranslator
 
-# float32 amplitudes are right to some 1e-6, and up to 64 of them of at most 0.12 are added: a third of a 16-bit step.
+# float32 amplitudes are right to some 1e-6, and up to 64 of them of at most 0.12 are added: a third
+# of a 16-bit step.
 SOUND_TOLERANCE = 1e-5
 SMALL = Encoding(rows=7, columns=5, seconds=0.05)  # for what does not depend on the size
 
@@ -94,10 +96,16 @@ def translate(e: Encoding, images: np.ndarray) -> torch.Tensor:
         Encoding(sample_rate=22050),  # a tail of 24 samples
         Encoding(rows=64, columns=64, sample_rate=22050),  # a tail of 48
         Encoding(seconds=2.0, curve="tanh"),
-        Encoding(rows=27, columns=13, seconds=0.4, pitch_position="middle", contrast=0.5),  # both odd, a tail of 4
-        Encoding(rows=9, columns=31, seconds=0.2, sample_rate=11025, highest_hz=5000.0, contrast=0.0),  # a tail of 4
+        Encoding(
+            rows=27, columns=13, seconds=0.4, pitch_position="middle", contrast=0.5
+        ),  # both odd, a tail of 4
+        Encoding(
+            rows=9, columns=31, seconds=0.2, sample_rate=11025, highest_hz=5000.0, contrast=0.0
+        ),  # a tail of 4
     ],
-    ids=lambda e: f"{e.rows}x{e.columns}-{e.sample_rate}Hz-{e.seconds}s-{e.curve}-{e.pitch_position}",
+    ids=lambda e: (
+        f"{e.rows}x{e.columns}-{e.sample_rate}Hz-{e.seconds}s-{e.curve}-{e.pitch_position}"
+    ),
 )
 def test_agrees_with_the_formulas(e: Encoding) -> None:
     images = digitlike((2, e.rows, e.columns))
@@ -111,7 +119,9 @@ def test_agrees_with_the_formulas(e: Encoding) -> None:
 def test_every_scheme_agrees_with_the_formulas(curve: str, pitch_position: str, rows: int) -> None:
     e = Encoding(rows=rows, columns=6, seconds=0.1, curve=curve, pitch_position=pitch_position)
     image = digitlike((rows, 6))
-    np.testing.assert_allclose(translate(e, image[None])[0], slow_soundscape(image, e), rtol=0, atol=SOUND_TOLERANCE)
+    np.testing.assert_allclose(
+        translate(e, image[None])[0], slow_soundscape(image, e), rtol=0, atol=SOUND_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("contrast", [0.0, 1.0, 2.0])
@@ -119,7 +129,8 @@ def test_amplitudes_agree_with_the_formulas(contrast: float) -> None:
     e = Encoding(contrast=contrast)
     image = digitlike((28, 28))
     amplitudes = VoiceTranslator(e).amplitudes(torch.from_numpy(image)[None])[0]
-    # Grey levels of up to 765 before the clip carry a float32 error of 6e-5 of a level, or 1e-6 of an amplitude.
+    # Grey levels of up to 765 before the clip carry a float32 error of 6e-5 of a level, or 1e-6 of
+    # an amplitude.
     np.testing.assert_allclose(amplitudes, slow_amplitudes(image, e), rtol=0, atol=2e-6)
 
 
@@ -136,19 +147,25 @@ def test_amplitudes_agree_with_the_formulas(contrast: float) -> None:
         (16000, 1.05, 28, 16800, 600, 0),
     ],
 )
-def test_samples_columns_and_tail(rate: int, seconds: float, columns: int, samples: int, per_column: int, tail: int) -> None:
+def test_samples_columns_and_tail(
+    rate: int, seconds: float, columns: int, samples: int, per_column: int, tail: int
+) -> None:
     e = Encoding(rows=2, sample_rate=rate, seconds=seconds, columns=columns)
     assert (e.samples, e.samples_per_column) == (samples, per_column)
     assert e.samples - e.columns * e.samples_per_column == tail
     sound = translate(e, np.full((1, 2, columns), 200, np.uint8))[0]
     assert sound.shape == (samples,)
-    assert sound[per_column * columns :].count_nonzero() == tail  # the tail prolongs the last column
+    assert (
+        sound[per_column * columns :].count_nonzero() == tail
+    )  # the tail prolongs the last column
 
 
 @settings(max_examples=50, deadline=None)
 @given(rate=st.integers(16000, 48000), hundredths=st.integers(1, 300))
 def test_samples_are_exact_in_spite_of_floating_point(rate: int, hundredths: int) -> None:
-    assert Encoding(sample_rate=rate, seconds=hundredths / 100).samples == 2 * (rate * hundredths // 200)
+    assert Encoding(sample_rate=rate, seconds=hundredths / 100).samples == 2 * (
+        rate * hundredths // 200
+    )
 
 
 def test_phases_are_the_published_stream() -> None:
@@ -177,7 +194,9 @@ def test_the_middle_scheme_puts_low_pitches_at_both_edges() -> None:
 
 
 def test_the_amplitude_of_white_and_of_black() -> None:
-    amplitudes = VoiceTranslator(Encoding(contrast=0.0)).amplitudes(torch.tensor([0, 255]).byte().repeat(1, 28, 14))
+    amplitudes = VoiceTranslator(Encoding(contrast=0.0)).amplitudes(
+        torch.tensor([0, 255]).byte().repeat(1, 28, 14)
+    )
     assert amplitudes[0, 0, 1].item() == pytest.approx(1.241, abs=5e-4)
     assert amplitudes[0, 0, 0] == 0
 
@@ -190,29 +209,39 @@ def test_a_single_row_and_column_is_one_tone() -> None:
     e = Encoding(rows=1, columns=1, seconds=0.1, contrast=0.0)
     t = np.arange(1600) / 16000
     tone = 0.5 * 10 ** ((240 / 16 - 15) / 10) * np.sin(2 * np.pi * 80 * t + slow_phases(1)[0])
-    np.testing.assert_allclose(translate(e, np.full((1, 1, 1), 240, np.uint8))[0], tone, rtol=0, atol=SOUND_TOLERANCE)
+    np.testing.assert_allclose(
+        translate(e, np.full((1, 1, 1), 240, np.uint8))[0], tone, rtol=0, atol=SOUND_TOLERANCE
+    )
 
 
 # What one hears.
 
 
 def test_black_is_silent() -> None:
-    assert translate(Encoding(sample_rate=22050), np.zeros((3, 28, 28), np.uint8)).count_nonzero() == 0
+    assert (
+        translate(Encoding(sample_rate=22050), np.zeros((3, 28, 28), np.uint8)).count_nonzero() == 0
+    )
 
 
 @pytest.mark.parametrize("negative", [False, True])
 def test_what_rounds_to_black_is_silent_and_can_still_learn_to_sound(negative: bool) -> None:
     e = Encoding(contrast=0.0, negative=negative)
     for grey, sounds in ((-0.4, False), (1e-6, False), (0.49, False), (0.51, True)):
-        level = torch.full((1, 28, 28), (255 - grey if negative else grey) / 255, dtype=torch.float64, requires_grad=True)
-        amplitudes = VoiceTranslator(e).double().amplitudes(level, leak=1.0)
+        level = torch.full(
+            (1, 28, 28),
+            (255 - grey if negative else grey) / 255,
+            dtype=torch.float64,
+            requires_grad=True,
+        )
+        amplitudes = VoiceTranslator(e).double().amplitudes(level, straight_through=1.0)
         assert bool(amplitudes.count_nonzero()) == sounds
         amplitudes.sum().backward()
         assert (level.grad * (-1 if negative else 1) > 0).all()
 
 
 def peaks(e: Encoding) -> np.ndarray:
-    """The pitch of a dot in each row, from the top row down, in Hz, by the peak of the spectrum of its column."""
+    """The pitch of a dot in each row, from the top row down, in Hz, by the peak of the spectrum of
+    its column."""
     dots = torch.eye(e.rows).reshape(e.rows, e.rows, 1) * (torch.arange(e.columns) == 1)
     column = VoiceTranslator(e)(dots)[:, e.samples_per_column : 2 * e.samples_per_column].numpy()
     spectrum = np.abs(np.fft.rfft(column * np.hanning(column.shape[1]), 1 << 16))
@@ -221,11 +250,14 @@ def peaks(e: Encoding) -> np.ndarray:
 
 @pytest.mark.parametrize("curve", ["exponential", "linear", "tanh"])
 def test_a_dot_moved_up_raises_its_pitch(curve: str) -> None:
-    # With four columns one of them lasts 0.26 s, long enough to tell the lowest rows apart, which are 14 Hz apart.
+    # With four columns one of them lasts 0.26 s, long enough to tell the lowest rows apart, which
+    # are 14 Hz apart.
     e = Encoding(columns=4, curve=curve)
     heard = peaks(e)
     assert (np.diff(heard) < 0).all()  # from the top row down
-    np.testing.assert_allclose(heard[::-1], e.frequencies(), rtol=0, atol=2)  # Hz; the spectrum's leakage at 80 Hz
+    np.testing.assert_allclose(
+        heard[::-1], e.frequencies(), rtol=0, atol=2
+    )  # Hz; the spectrum's leakage at 80 Hz
 
 
 def test_where_the_high_pitch_sits() -> None:
@@ -240,7 +272,9 @@ def test_a_dot_moved_right_has_a_later_onset(rate: int) -> None:
     e = Encoding(sample_rate=rate)
     dots = torch.zeros(28, 28, 28)
     dots[torch.arange(28), 10, torch.arange(28)] = 1  # one image for each column
-    sounding = VoiceTranslator(e)(dots).abs() > 1e-3  # a thousandth: no two samples in a row of a tone are below it
+    sounding = (
+        VoiceTranslator(e)(dots).abs() > 1e-3
+    )  # a thousandth: no two samples in a row of a tone are below it
     for column, where in enumerate(sounding):
         first, last = where.nonzero()[[0, -1], 0].tolist()
         begin = column * e.samples_per_column
@@ -252,7 +286,11 @@ def test_a_dot_moved_right_has_a_later_onset(rate: int) -> None:
 def test_a_brighter_dot_is_louder() -> None:
     dots = torch.zeros(255, 7, 5)
     dots[:, 3, 2] = torch.arange(1, 256) / 255
-    loudness = VoiceTranslator(Encoding(rows=7, columns=5, seconds=0.05, contrast=0.0))(dots).square().mean(1)
+    loudness = (
+        VoiceTranslator(Encoding(rows=7, columns=5, seconds=0.05, contrast=0.0))(dots)
+        .square()
+        .mean(1)
+    )
     assert (loudness.diff() > 0).all()
 
 
@@ -277,7 +315,9 @@ def test_an_empty_batch_gives_no_soundscapes() -> None:
 def test_uint8_equals_floating_point(dtype: torch.dtype) -> None:
     images = torch.from_numpy(digitlike((4, 28, 28)))
     translator = VoiceTranslator()
-    torch.testing.assert_close(translator(images.to(dtype) / 255), translator(images), rtol=0, atol=SOUND_TOLERANCE)
+    torch.testing.assert_close(
+        translator(images.to(dtype) / 255), translator(images), rtol=0, atol=SOUND_TOLERANCE
+    )
 
 
 def test_a_channel_dimension_changes_nothing() -> None:
@@ -295,10 +335,14 @@ def test_the_input_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("sample_rate", [16000, 22050])
 def test_deterministic(sample_rate: int) -> None:
-    """Two calls, and two translators of the same encoding, give the same sound, and draw no random number."""
+    """Two calls, and two translators of the same encoding, give the same sound, and draw no random
+    number."""
     images = torch.from_numpy(digitlike((4, 28, 28)))
     state = torch.get_rng_state()
-    first, second = VoiceTranslator(Encoding(sample_rate=sample_rate)), VoiceTranslator(Encoding(sample_rate=sample_rate))
+    first, second = (
+        VoiceTranslator(Encoding(sample_rate=sample_rate)),
+        VoiceTranslator(Encoding(sample_rate=sample_rate)),
+    )
     sound = first(images)
     assert first(images).equal(sound)
     assert second(images).equal(sound)
@@ -306,7 +350,8 @@ def test_deterministic(sample_rate: int) -> None:
 
 
 def test_a_loud_image_is_clipped_to_float32_in_minus_one_to_one() -> None:
-    """At the published scale a busy image clips: what lies beyond is cut, and nothing else changes."""
+    """At the published scale a busy image clips: what lies beyond is cut, and nothing else
+    changes."""
     e = Encoding()
     image = (np.random.default_rng(0).random((28, 28)) < 0.5).astype(np.uint8) * 255
     unclipped = slow_soundscape(image, e)
@@ -330,7 +375,9 @@ def test_bfloat16_autocast_does_not_change_the_sound() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
-@pytest.mark.parametrize("e", [Encoding(), Encoding(rows=64, columns=64, sample_rate=22050)], ids=["28", "64"])
+@pytest.mark.parametrize(
+    "e", [Encoding(), Encoding(rows=64, columns=64, sample_rate=22050)], ids=["28", "64"]
+)
 def test_the_gpu_gives_the_sound_of_the_cpu(e: Encoding) -> None:
     images = torch.from_numpy(digitlike((16, 28, 28)))
     translator = VoiceTranslator(e)
@@ -344,17 +391,24 @@ def test_the_gpu_gives_the_sound_of_the_cpu(e: Encoding) -> None:
 
 
 def slow_resize(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Bilinear with antialiasing: a triangle as wide as the shrinking factor, at least one pixel to each side."""
+    """Bilinear with antialiasing: a triangle as wide as the shrinking factor, at least one pixel to
+    each side."""
 
     def weights(old: int, new: int) -> np.ndarray:
         matrix = np.zeros((new, old))
         for i in range(new):
             for j in range(old):
-                matrix[i, j] = max(0.0, 1 - abs((j + 0.5) - (i + 0.5) * old / new) / max(1.0, old / new))
+                matrix[i, j] = max(
+                    0.0, 1 - abs((j + 0.5) - (i + 0.5) * old / new) / max(1.0, old / new)
+                )
             matrix[i] /= matrix[i].sum()
         return matrix
 
-    return weights(image.shape[0], rows) @ image.astype(np.float64) @ weights(image.shape[1], columns).T
+    return (
+        weights(image.shape[0], rows)
+        @ image.astype(np.float64)
+        @ weights(image.shape[1], columns).T
+    )
 
 
 def test_a_smaller_image_is_enlarged_to_the_nearest_pixel() -> None:
@@ -383,14 +437,20 @@ def test_a_resized_image_gives_soundscapes_of_the_same_length() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(a=st.floats(0.5, 2), b=st.floats(0.5, 2), seed=st.integers(0, 1000))
-def test_the_sound_is_linear_in_the_amplitudes_below_the_clip(a: float, b: float, seed: int) -> None:
-    e = Encoding(rows=4, columns=5, seconds=0.05, sample_rate=16040, contrast=0.0)  # 4 rows below 0.9 never reach 1
+def test_the_sound_is_linear_in_the_amplitudes_below_the_clip(
+    a: float, b: float, seed: int
+) -> None:
+    e = Encoding(
+        rows=4, columns=5, seconds=0.05, sample_rate=16040, contrast=0.0
+    )  # 4 rows below 0.9 never reach 1
     translator = VoiceTranslator(e)
     x, y = torch.randint(16, 100, (2, 1, 4, 5), generator=torch.Generator().manual_seed(seed)) / 255
     wanted = a * translator.amplitudes(x) + b * translator.amplitudes(y)
     mixed = (10 * wanted.log10() + 15) * 16 / 255  # the image that has these amplitudes
     torch.testing.assert_close(translator.amplitudes(mixed), wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(translator(mixed), a * translator(x) + b * translator(y), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        translator(mixed), a * translator(x) + b * translator(y), rtol=0, atol=2e-6
+    )
 
 
 def test_gradients_agree_with_finite_differences_where_it_is_smooth() -> None:
@@ -406,20 +466,25 @@ def test_gradients_agree_with_finite_differences_where_it_is_smooth() -> None:
         return (sound.double() * weights).sum()
 
     loss(image).backward()
-    # A step of 2e-3: its own error is some (11 * 2e-3)^2 / 6 = 1e-4, and float32 leaves about as much.
+    # A step of 2e-3: its own error is some (11 * 2e-3)^2 / 6 = 1e-4, and float32 leaves about as
+    # much.
     step = 2e-3
     numeric = torch.zeros_like(image)
     for place in np.ndindex(*image.shape):
         nudge = torch.zeros_like(image)
         nudge[place] = step
-        numeric[place] = ((loss(image.detach() + nudge) - loss(image.detach() - nudge)) / (2 * step)).float()
+        numeric[place] = (
+            (loss(image.detach() + nudge) - loss(image.detach() - nudge)) / (2 * step)
+        ).float()
     torch.testing.assert_close(image.grad, numeric, rtol=0, atol=0.005 * numeric.abs().max().item())
 
 
 @pytest.mark.parametrize("size", [(28, 28), (64, 64)])
 def test_gradients_reach_a_digit_and_stay_finite_on_black(size: tuple[int, int]) -> None:
     image = torch.zeros(1, 1, *size)
-    image[..., size[0] // 2, 5:15] = 0.2  # brighter than a third, contrast 2 makes it white, which has no slope
+    image[..., size[0] // 2, 5:15] = (
+        0.2  # brighter than a third, contrast 2 makes it white, which has no slope
+    )
     image.requires_grad_()
     VoiceTranslator()(image).square().sum().backward()
     assert image.grad.isfinite().all()
@@ -437,25 +502,43 @@ def test_the_translator_has_nothing_to_train_or_to_save() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        *[({name: 0}, f"{name} is 0, but must be a whole number") for name in ("rows", "columns", "sample_rate")],
-        *[({name: 28.0}, f"{name} is 28.0, but must be a whole number") for name in ("rows", "columns", "sample_rate")],
+        *[
+            ({name: 0}, f"{name} is 0, but must be a whole number")
+            for name in ("rows", "columns", "sample_rate")
+        ],
+        *[
+            ({name: 28.0}, f"{name} is 28.0, but must be a whole number")
+            for name in ("rows", "columns", "sample_rate")
+        ],
         ({"rows": True}, "rows is True, but must be a whole number"),
         *[
             ({name: value}, f"{name} is {value!r}, but must be a finite number")
             for name in ("lowest_hz", "highest_hz", "tanh_slope", "seconds", "contrast")
             for value in (math.nan, math.inf, "1")
         ],
-        ({"curve": "erb"}, "curve is 'erb', but must be one of exponential, linear, tanh, mel, bark"),
-        ({"pitch_position": "left"}, "pitch_position is 'left', but must be one of top, middle, bottom"),
+        (
+            {"curve": "erb"},
+            "curve is 'erb', but must be one of exponential, linear, tanh, mel, bark",
+        ),
+        (
+            {"pitch_position": "left"},
+            "pitch_position is 'left', but must be one of top, middle, bottom",
+        ),
         ({"lowest_hz": 0.0}, "from 0.0 to 7600.0 Hz do not rise"),
         ({"lowest_hz": -80.0}, "from -80.0 to 7600.0 Hz do not rise"),
         ({"lowest_hz": 500.0, "highest_hz": 400.0}, "from 500.0 to 400.0 Hz do not rise"),
         ({"sample_rate": 15000}, r"highest_hz 7600.0 lies above 7500.0 Hz, the Nyquist frequency"),
         ({"highest_hz": 8000.5}, r"highest_hz 8000.5 lies above 8000.0 Hz, the Nyquist frequency"),
-        *[({name: 0.0}, "tanh_slope and seconds must be above 0") for name in ("tanh_slope", "seconds")],
+        *[
+            ({name: 0.0}, "tanh_slope and seconds must be above 0")
+            for name in ("tanh_slope", "seconds")
+        ],
         ({"seconds": -1.0}, "tanh_slope and seconds must be above 0"),
         ({"contrast": -0.1}, "contrast from 0 to a million"),
-        ({"seconds": 0.001, "columns": 17}, "0.001 s at 16000 Hz do not give each of 17 columns a sample"),
+        (
+            {"seconds": 0.001, "columns": 17},
+            "0.001 s at 16000 Hz do not give each of 17 columns a sample",
+        ),
     ],
 )
 def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
@@ -465,22 +548,33 @@ def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"highest_hz": 8000.0}, {"lowest_hz": 7600.0}, {"contrast": 0}, {"seconds": 0.001, "columns": 16}],
+    [
+        {"highest_hz": 8000.0},
+        {"lowest_hz": 7600.0},
+        {"contrast": 0},
+        {"seconds": 0.001, "columns": 16},
+    ],
 )
 def test_the_limits_themselves_are_allowed(change: dict) -> None:
     e = Encoding(**change)
     assert VoiceTranslator(e)(torch.rand(1, 28, 28)).isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(28,), (28, 28), (2, 3, 28, 28), (1, 2, 1, 28, 28), (2, 0, 28), (2, 1, 28, 0)])
+@pytest.mark.parametrize(
+    "shape", [(28,), (28, 28), (2, 3, 28, 28), (1, 2, 1, 28, 28), (2, 0, 28), (2, 1, 28, 0)]
+)
 def test_an_impossible_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"images have the shape .*takes \(B, H, W\) or \(B, 1, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"images have the shape .*takes \(B, H, W\) or \(B, 1, H, W\)"
+    ):
         VoiceTranslator()(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool, torch.complex64])
 def test_an_impossible_type_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=f"images are {dtype}; the translator takes uint8, or floating point"):
+    with pytest.raises(
+        ValueError, match=f"images are {dtype}; the translator takes uint8, or floating point"
+    ):
         VoiceTranslator()(torch.zeros(1, 28, 28).to(dtype))
 
 
@@ -489,12 +583,14 @@ def test_a_leak_changes_no_sound_and_lets_the_gradient_through_saturated_pixels(
     image = torch.zeros(1, 28, 28)
     image[:, 5:20, 8:20] = 1.0  # white and black, all of it beyond the contrast's range
     gradients = {}
-    for leak in (0.0, 0.5, 1.0):
+    for straight_through in (0.0, 0.5, 1.0):
         leaf = image.clone().requires_grad_()
-        sound = translator(leaf, leak)
+        sound = translator(leaf, straight_through)
         assert torch.equal(sound, translator(image))
-        translator.amplitudes(leaf, leak)[0, [0, 10], [0, 10]].sum().backward()  # one black pixel, one white
-        gradients[leak] = leaf.grad[0, [0, 10], [0, 10]]
+        translator.amplitudes(leaf, straight_through)[
+            0, [0, 10], [0, 10]
+        ].sum().backward()  # one black pixel, one white
+        gradients[straight_through] = leaf.grad[0, [0, 10], [0, 10]]
     assert gradients[0.0].abs().max() == 0
     assert gradients[1.0].min() > 0
     torch.testing.assert_close(gradients[0.5], gradients[1.0] / 2)

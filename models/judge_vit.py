@@ -1,8 +1,8 @@
-"""A second judge: a small vision transformer, which has no convolution and compares every part with every other.
+"""A second judge: a small vision transformer, which has no convolution and compares every part with
+every other.
 
-Source: A. Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; with patches that overlap, because the images are
-small, and the mean of all tokens in place of a class token.
-"""
+Source: A. Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; with patches that
+overlap, because the images are small, and the mean of all tokens in place of a class token."""
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,12 @@ PATCH, STRIDE = 10, 6  # pixels: 4 x 4 patches, each sharing 4 pixels with the n
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The exact one, always: of PyTorch's own, "gelu", the layers' fast path on GPUs computes an approximation by tanh."""
+    """The exact one, always: of PyTorch's own, "gelu", the layers' fast path on GPUs computes an
+    approximation by tanh."""
     return F.gelu(x)
 
 
-class Transformer(nn.Module):
+class ViTJudge(nn.Module):
     """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` logits.
 
     Args:
@@ -31,7 +32,8 @@ class Transformer(nn.Module):
         tokens = ((SIDE - PATCH) // STRIDE + 1) ** 2
         self.embedding = nn.Linear(PATCH * PATCH, width)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
-        # Without dropout: the images are turned and shifted anew in every epoch. Normed first, so it needs no warm-up.
+        # Without dropout: the images are turned and shifted anew in every epoch. Normed first, so
+        # it needs no warm-up.
         options = {"dropout": 0.0, "activation": gelu, "batch_first": True, "norm_first": True}
         layers = [nn.TransformerEncoderLayer(width, 4, 2 * width, **options) for _ in range(depth)]
         self.layers = nn.Sequential(*layers)
@@ -39,7 +41,9 @@ class Transformer(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)  # B x 1 x 28 x 28
+        small = F.interpolate(
+            images, (SIDE, SIDE), mode="bilinear", antialias=True
+        )  # B x 1 x 28 x 28
         patches = F.unfold(small, PATCH, stride=STRIDE).transpose(1, 2)  # B x 16 x 100
         tokens = self.layers(self.embedding(patches) + self.position)  # B x 16 x width
         return self.classifier(self.norm(tokens).mean(1)).float()  # B x classes

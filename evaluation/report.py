@@ -1,7 +1,8 @@
-"""The page of a rating, `results/evaluation/index.html`: one file that needs no network, to look at and to listen to.
+"""The page of a rating, `results/evaluation/index.html`: one file that needs no network, to look at
+and to listen to.
 
-Every picture has a text that says what is known of it, every control a label; without JavaScript all digits are shown.
-"""
+Every picture has a text that says what is known of it, every control a label; without JavaScript
+all digits are shown."""
 
 import base64
 import io
@@ -18,15 +19,16 @@ import soundfile
 from matplotlib import pyplot as plt
 from PIL import Image
 
-import figures  # noqa: F401  (it chooses the backend that needs no screen)
 from vggish import BANDS, HIGHEST_HZ, LOWEST_HZ, SAMPLE_RATE
 
-READERS = {
+CLASSIFIER_NAMES = {
     "classifier": "the classifier that was to be pleased",
     "residual": "judge: residual CNN",
     "transformer": "judge: vision transformer",
     "kernel": "judge: kernels on pixels",
 }
+
+
 SETS = {
     "imagined": "imagined from the sounds",
     "real": "real images: as good as it gets",
@@ -60,7 +62,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
         examples: the digits to show, sorted by digit.
         log: the lines of the run's log.jsonl.
     """
-    thoughts = ", after second thoughts" if record["config"]["second_thoughts"] else ""
+    thoughts = ", after second thoughts" if record["config"]["refine_steps"] else ""
     title = f"What was imagined: {record['config']['name']}{thoughts}"
     digits = sorted({example.digit for example in examples})
     mean = record["judges_mean"]
@@ -82,7 +84,7 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
         numbers=_numbers(record),
         realism=_realism(record["realism"]),
         confusions="".join(
-            _confusion(READERS.get(reader, reader), reading, opened=reader == "residual")
+            _confusion(CLASSIFIER_NAMES.get(reader, reader), reading, opened=reader == "residual")
             for reader, reading in {**record["judges"], "classifier": record["classifier"]}.items()
         ),
         curves=_curves(log),
@@ -115,7 +117,7 @@ def _card(example: Example) -> str:
         for title, source, text, kind in pictures
     )
     verdicts = "".join(
-        f'<div class="{"right" if said == example.digit else "wrong"}"><dt>{escape(READERS.get(reader, reader))}</dt>'
+        f'<div class="{"right" if said == example.digit else "wrong"}"><dt>{escape(CLASSIFIER_NAMES.get(reader, reader))}</dt>'
         f"<dd>{said}, {'right' if said == example.digit else 'wrong'}</dd></div>"
         for reader, said in example.read.items()
     )
@@ -143,7 +145,8 @@ def _where_loud(logmel: np.ndarray, hop: int) -> str:
 
 
 def _spectrogram(logmel: np.ndarray) -> np.ndarray:
-    """`(frames, 64)` -> `(64, frames, 3)` uint8, low pitches at the bottom, in the colours of soundscapes.png."""
+    """`(frames, 64)` -> `(64, frames, 3)` uint8, low pitches at the bottom, in the colours of
+    soundscapes.png."""
     share = np.clip((logmel.T[::-1] + 4.6) / 7.6, 0, 1)
     return (matplotlib.colormaps["magma"](share)[..., :3] * 255).astype(np.uint8)
 
@@ -172,21 +175,51 @@ def _percent(fraction: float) -> str:
 def _numbers(record: dict[str, Any]) -> str:
     """The table of numbers: value, interval, and what it says."""
     within = record["retrieval"]["within_class"]
-    steps = record["config"]["second_thoughts"]
-    share = _percent(record["thought_again"])
-    thought_again = [("Thought of again, for a doubt", share, "", f"{steps} steps each")] if steps else []
+    steps = record["config"]["refine_steps"]
+    share = _percent(record["refined_fraction"])
+    refined_fraction = (
+        [("Thought of again, for a doubt", share, "", f"{steps} steps each")] if steps else []
+    )
     rows = []
     for reader, reading in {**record["judges"], "classifier": record["classifier"]}.items():
-        rows.append((f"Imagined digits read right, {READERS[reader]}", *_accuracy(reading), "the higher, the better"))
         rows.append(
-            ("… real images, by the same reader", *_accuracy(reading["real"]), "what this reader can be trusted with")
+            (
+                f"Imagined digits read right, {CLASSIFIER_NAMES[reader]}",
+                *_accuracy(reading),
+                "the higher, the better",
+            )
+        )
+        rows.append(
+            (
+                "… real images, by the same reader",
+                *_accuracy(reading["real"]),
+                "what this reader can be trusted with",
+            )
         )
     rows += [
-        ("Mean of the judges", _percent(record["judges_mean"]["accuracy"]), "", "the number to compare runs by"),
-        ("… the digit that fares worst", _percent(record["judges_mean"]["worst_digit"]), "", "0: a digit is never drawn"),
-        ("Sounds told apart by stage one", *_accuracy(record["sound_classifier"]), "what stage three starts from"),
-        *thought_again,
-        ("Correlation with the heard image", *_mean(record["correlation"]), "1: the same image up to contrast"),
+        (
+            "Mean of the judges",
+            _percent(record["judges_mean"]["accuracy"]),
+            "",
+            "the number to compare runs by",
+        ),
+        (
+            "… the digit that fares worst",
+            _percent(record["judges_mean"]["worst_digit"]),
+            "",
+            "0: a digit is never drawn",
+        ),
+        (
+            "Sounds told apart by stage one",
+            *_accuracy(record["sound_classifier"]),
+            "what stage three starts from",
+        ),
+        *refined_fraction,
+        (
+            "Correlation with the heard image",
+            *_mean(record["correlation"]),
+            "1: the same image up to contrast",
+        ),
         ("SSIM with the heard image", *_mean(record["ssim"]), "1: the same image"),
         (
             f"Finds its source among {record['retrieval']['overall']['images']:,} images",
@@ -226,14 +259,13 @@ def _realism(realism: dict[str, Any]) -> str:
         )
         for name, title in SETS.items()
     ]
-    caption = (
-        f"How real the digits look to the residual judge, against one half of the real ones ({realism['images']:,} images)"
-    )
+    caption = f"How real the digits look to the residual judge, against one half of the real ones ({realism['images']:,} images)"
     return _table(caption, ("images", "Frechet distance", "precision", "recall"), rows)
 
 
 def _table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table with headers and a caption, which scrolls, also by keyboard, where the window is narrow."""
+    """A table with headers and a caption, which scrolls, also by keyboard, where the window is
+    narrow."""
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
     body = ""
     for first, *rest in rows:
@@ -246,7 +278,9 @@ def _table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[object]])
 
 
 def _confusion(title: str, reading: dict[str, Any], opened: bool) -> str:
-    caption = f"Rows: heard. Columns: read. Counts of {reading['images']:,} imagined digits, {title}"
+    caption = (
+        f"Rows: heard. Columns: read. Counts of {reading['images']:,} imagined digits, {title}"
+    )
     heads = "".join(f'<th scope="col">{digit}</th>' for digit in range(10))
     body = ""
     for digit, row in enumerate(reading["confusion"]):
@@ -265,7 +299,8 @@ def _confusion(title: str, reading: dict[str, Any], opened: bool) -> str:
 
 
 def _curves(log: list[dict[str, float]]) -> str:
-    """The curves of stage three as an inline drawing, which takes the page's colours, and the same as a table."""
+    """The curves of stage three as an inline drawing, which takes the page's colours, and the same
+    as a table."""
     panels = {
         "share of the validation part": {
             "validation_accuracy": "read by the classifier",
@@ -275,23 +310,32 @@ def _curves(log: list[dict[str, float]]) -> str:
         "Frechet distance": {"validation_frechet_distance": "to the heard digits"},
         "loss": {
             "cross_entropy": "cross-entropy",
-            "validation_sound_distance": "sound distance, of the validation part",  # the same measure for every epoch
+            # the same measure for every epoch
+            "validation_sound_distance": "sound distance, of the validation part",
             "rehearsal": "rehearsal",
         },
     }
     panels = {
         unit: kept
         for unit, names in panels.items()
-        if (kept := {key: label for key, label in names.items() if all(key in line for line in log)})
+        if (
+            kept := {key: label for key, label in names.items() if all(key in line for line in log)}
+        )
     }
     epochs = [line["epoch"] for line in log]
     # Colours with a contrast of 3 to 1 on white and on near-black; the markers differ too.
     looks = (("#2f7fc9", "o"), ("#c8690c", "s"), ("#26935f", "^"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11, "svg.hashsalt": "0"}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6), squeeze=False, layout="constrained")
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11, "svg.hashsalt": "0"}
+    ):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(12, 3.6), squeeze=False, layout="constrained"
+        )
         for axis, (unit, names) in zip(axes[0], panels.items(), strict=True):
             for (key, label), (colour, marker) in zip(names.items(), looks, strict=False):
-                axis.plot(epochs, [line[key] for line in log], marker=marker, color=colour, label=label)
+                axis.plot(
+                    epochs, [line[key] for line in log], marker=marker, color=colour, label=label
+                )
             axis.set(xlabel="epoch", title=unit)
             axis.ticklabel_format(axis="y", useOffset=False)
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -303,14 +347,20 @@ def _curves(log: list[dict[str, float]]) -> str:
         figure.savefig(file, format="svg", metadata={"Date": None})
         plt.close(figure)
     drawing = file.getvalue()
-    drawing = drawing[drawing.index("<svg") :].replace("#000000", "currentColor").replace("<svg", "<svg SLOT", 1)
+    drawing = (
+        drawing[drawing.index("<svg") :]
+        .replace("#000000", "currentColor")
+        .replace("<svg", "<svg SLOT", 1)
+    )
     first, last = log[0], log[-1]
     text = f"Curves of stage three over {len(log)} epoch{'s' * (len(log) > 1)}. " + " ".join(
         f"{label[0].upper()}{label[1:]}: {first[key]:.3f} after the first, {last[key]:.3f} after the last epoch."
         for names in panels.values()
         for key, label in names.items()
     )
-    drawing = drawing.replace("SLOT", f'role="img" aria-label="{escape(text)}" style="color:inherit"')
+    drawing = drawing.replace(
+        "SLOT", f'role="img" aria-label="{escape(text)}" style="color:inherit"'
+    )
     keys = {key: label for names in panels.values() for key, label in names.items()}
     rows = [(line["epoch"], *(f"{line[key]:.4f}" for key in keys)) for line in log]
     table = _table("The same, epoch by epoch", ("epoch", *keys.values()), rows)
@@ -329,9 +379,15 @@ def _configuration(record: dict[str, Any]) -> str:
         *((f"version of {name}", version) for name, version in record["versions"].items()),
     ]
     about = _table("The rating", ("what", "value"), rows)
-    for stage, entry in {**record["stages"], "judges": {"config": record["judge_settings"]}}.items():
+    for stage, entry in {
+        **record["stages"],
+        "judges": {"config": record["judge_settings"]},
+    }.items():
         settings = {key: value for key, value in entry.items() if key != "config"} | entry["config"]
-        rows = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in settings.items()]
+        rows = [
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in settings.items()
+        ]
         about += f"<details><summary>{escape(stage)}</summary>{_table(stage, ('setting', 'value'), rows)}</details>\n"
     return about
 
@@ -397,6 +453,7 @@ $configuration
 </html>
 """
 
+
 STYLE = """
 :root { --ink: #1b1d21; --soft: #4d525b; --paper: #fbfaf8; --card: #ffffff; --line: #d4d2cc; --mark: 47 127 201;
   --good: #19683f; --bad: #a3241b; --link: #1a5a99; }
@@ -438,7 +495,9 @@ details { margin: .5rem 0; } summary { cursor: pointer; padding: .2rem 0; }
 .curves svg { width: 100%; height: auto; max-width: 72rem; } .curves text { fill: currentColor; }
 """
 
-# A few lines: show the form, which does nothing without them, and hide the cards that were not chosen.
+
+# A few lines: show the form, which does nothing without them, and hide the cards that were not
+# chosen.
 SCRIPT = """
 const form = document.getElementById("choice"), cards = [...document.querySelectorAll(".card")];
 function show() {

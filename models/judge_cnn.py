@@ -1,8 +1,9 @@
-"""The independent judge: a small residual network that reads digits and takes no part in training the model.
+"""The independent judge: a small residual network that reads digits and takes no part in training
+the model.
 
-Another architecture than the classifier that the generator is trained to please (residual, with BatchNorm and global
-pooling), at another resolution, from another seed: what fools the one need not fool the other. Blocks as in K. He et al.,
-"Identity mappings in deep residual networks", ECCV 2016.
+Another architecture than the classifier that the generator is trained to please (residual, with
+BatchNorm and global pooling), at another resolution, from another seed: what fools the one need not
+fool the other. Blocks as in K. He et al., "Identity mappings in deep residual networks", ECCV 2016.
 """
 
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, halving height and width: `in` x s x s -> `out` x s/2 x s/2."""
+    """Two 3x3 convolutions beside a shortcut, halving height and width: `in` x s x s -> `out` x s/2
+    x s/2."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -24,8 +26,9 @@ class Block(nn.Module):
         return self.conv2(F.relu(self.norm2(self.conv1(x)), inplace=True)) + self.shortcut(x)
 
 
-class Judge(nn.Module):
-    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` logits; `features` gives the 64 numbers behind them.
+class CNNJudge(nn.Module):
+    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` logits; `features` gives the 64 numbers
+    behind them.
 
     It looks at 32 x 32, the mean of each 2 x 2 pixels.
     """
@@ -45,7 +48,8 @@ class Judge(nn.Module):
         self.classifier = nn.Linear(self.num_features, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """`(B, 1, 64, 64)` in [-1, 1] -> `(B, 64)`, the space in which the Frechet distance is measured."""
+        """`(B, 1, 64, 64)` in [-1, 1] -> `(B, 64)`, the space in which the Frechet distance is
+        measured."""
         return self.trunk(images).float()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A third judge: a kernel classifier on pixels, which learns no features at all.
 
-Gaussian kernels around real digits, and a linear map behind them, found in closed form (`judges.train_kernel`): the
-Nystroem approximation of C. Williams and M. Seeger, "Using the Nystroem method to speed up kernel machines", NeurIPS 2000.
-"""
+Gaussian kernels around real digits, and a linear map behind them, found in closed form
+(`judges.train_kernel`): the Nystroem approximation of C. Williams and M. Seeger, "Using the
+Nystroem method to speed up kernel machines", NeurIPS 2000."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 SIDE = 28  # pixels, to which images are shrunk
 
 
-class KernelClassifier(nn.Module):
-    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` scores, the largest for the class that is read.
+class KernelJudge(nn.Module):
+    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` scores, the largest for the class that
+    is read.
 
     Args:
         centres: number of real digits with which an image is compared.
@@ -28,13 +29,16 @@ class KernelClassifier(nn.Module):
 
     @staticmethod
     def pixels(images: Tensor) -> Tensor:
-        """`(B, 1, 64, 64)` -> `(B, 784)` of mean 0 and length 1, so that a grey digit is read like a white one."""
+        """`(B, 1, 64, 64)` -> `(B, 784)` of mean 0 and length 1, so that a grey digit is read like
+        a white one."""
         small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1)
         return F.normalize(small - small.mean(1, keepdim=True), dim=1)
 
     def kernels(self, pixels: Tensor) -> Tensor:
         """`(B, 784)` of length 1 -> `(B, centres)` in (0, 1]."""
-        return torch.exp(2 * self.gamma * (pixels @ self.centres.T - 1))  # of unit vectors, |a - b|^2 is 2 - 2ab
+        return torch.exp(
+            2 * self.gamma * (pixels @ self.centres.T - 1)
+        )  # of unit vectors, |a - b|^2 is 2 - 2ab
 
     def forward(self, images: Tensor) -> Tensor:
         return self.kernels(self.pixels(images)) @ self.weights

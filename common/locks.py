@@ -1,0 +1,93 @@
+"""Folder locks: only one process may write into a folder."""
+
+import atexit
+import os
+import socket
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from common.files import UserError, explain_write_errors, remove_unfinished
+
+
+class FolderLocked(UserError):  # noqa: N818
+    """Another process writes into the folder."""
+
+
+_locks: dict[
+    tuple[int, Path], FileLock
+] = {}  # process and lock file -> its lock; a forked child holds none
+
+
+def lock_folder(folder: Path) -> None:
+    """Keep other processes out of `folder` until `unlock_folder` is called, or until this process
+    ends.
+
+    The lock is the operating system's, on a file beside the folder, so a killed process leaves no
+    lock. To lock a folder twice in one process is the same as to lock it once. Half-written files
+    of a killed process are removed.
+
+    Raises:
+        FolderLocked: if another process has locked it; the sentence says who, and since when.
+        UserError: if the file system has no locks, or the lock file is a link.
+    """
+    for path in _lock_paths(folder):
+        if (os.getpid(), path) in _locks:
+            continue
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        with explain_write_errors(folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise UserError(
+                    f"{path} is no regular file, so {folder} cannot be locked; remove it."
+                )
+            try:
+                lock.acquire()
+            except Timeout as error:
+                who = path.read_text(errors="replace")[:200] or "another process"
+                raise FolderLocked(
+                    f"{folder} is in use by {who}; wait until it ends, or give another --results or --name."
+                ) from error
+            except (OSError, NotImplementedError) as error:
+                raise UserError(
+                    f"{folder} cannot be locked ({error}), so two runs could overwrite each other; "
+                    "give a --results folder on another file system."
+                ) from error
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        _locks[os.getpid(), path] = lock
+    with explain_write_errors(folder):
+        remove_unfinished(folder)
+
+
+def still_locked(folder: Path) -> bool:
+    """Whether the lock files that `lock_folder` made are still in their places."""
+    return all(path.is_file() for path in _lock_paths(folder))
+
+
+def unlock_folder(folder: Path) -> None:
+    """Let other processes into `folder` again."""
+    for path in _lock_paths(folder):
+        _unlock(os.getpid(), path)
+
+
+def _lock_paths(folder: Path) -> list[Path]:
+    """The lock file beside the folder and, where the folder is a link, also the one beside its
+    target."""
+    beside = Path(folder).parent.resolve() / Path(folder).name
+    places = dict.fromkeys((beside, beside.resolve()))
+    return [place.with_name(f".{place.name}.lock") for place in places]
+
+
+def _unlock(process: int, path: Path) -> None:
+    lock = _locks.pop((process, path), None)
+    if lock is not None and process == os.getpid():
+        path.unlink(missing_ok=True)  # while it is still locked
+        lock.release()
+
+
+@atexit.register
+def _unlock_all() -> None:
+    for process, path in list(_locks):
+        _unlock(process, path)

@@ -1,0 +1,88 @@
+"""One epoch of training: its seed, its batches, its steps, and the mean of its losses."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from common.cli import progress_bar
+from common.files import UserError
+
+CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
+
+
+def seed_epoch(seed: int, epoch: int) -> torch.Generator:
+    """Seed everything that epoch `epoch` draws, and return the generator for its batches.
+
+    Nothing random is carried from one epoch into the next, so a resumed run draws the same numbers
+    as an undisturbed one."""
+    torch.manual_seed(seed * 1_000_003 + epoch)
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch + 500_000)
+
+
+def epoch_batches(
+    total: int,
+    batch: int,
+    generator: torch.Generator,
+    device: torch.device,
+    take: int | None = None,
+    title: str = "",
+) -> Iterator[Tensor]:
+    """The indices of one epoch, `(batch,)` int64 each: a random order of `total`, of which the
+    first `take` are used.
+
+    The last, smaller batch is left out, unless it is the only one. A terminal shows a progress bar.
+    """
+    order = torch.randperm(total, generator=generator)[:take].to(device)
+    used = order[: len(order) // batch * batch or len(order)]
+    yield from progress_bar(used.split(batch), title)
+
+
+def optimizer_step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """Compute the gradients of `loss` and let `optimiser` make one step."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+
+
+class RunningMean:
+    """The mean of a loss over an epoch. A loss that is not finite stops the stage: on the CPU at
+    once, on a GPU within CHECKED_EVERY steps, because a step does not wait for the GPU.
+
+    Args:
+        what: the loss, as the sentence that stops the stage names it.
+    """
+
+    def __init__(self, what: str, epoch: int) -> None:
+        self.what, self.epoch = what, epoch
+        self.total, self.count = 0.0, 0
+        self.unread: list[Tensor] = []
+
+    def add(self, value: Tensor) -> None:
+        self.unread.append(value.detach())
+        if value.device.type == "cpu" or len(self.unread) == CHECKED_EVERY:
+            self._check()
+
+    def compute(self) -> float:
+        if self.unread:
+            self._check()
+        return float(self.total) / max(self.count, 1)
+
+    def _check(self) -> None:
+        losses = torch.stack(self.unread).double()
+        for step, loss in enumerate(losses.tolist(), self.count + 1):
+            if not math.isfinite(loss):
+                raise divergence_error(f"{self.what} is {loss} in epoch {self.epoch}, step {step}")
+        self.total, self.count, self.unread = (
+            self.total + losses.sum(),
+            self.count + len(losses),
+            [],
+        )
+
+
+def divergence_error(what: str) -> UserError:
+    return UserError(
+        f"{what}: training diverged; lower the learning rate and start again; the checkpoints of the last finished "
+        "epoch are left as they were."
+    )
