@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from common.files import UserError
 from data import downloads, folders, synthetic
@@ -126,7 +125,8 @@ def load_gan_images(
     if name == "emnist":
         if digits_only and split == "letters":
             raise UserError(
-                "EMNIST's split 'letters' holds no digits; give --no-digits-only, or another --split."
+                "EMNIST's split 'letters' holds no digits; give --no-digits-only, or another "
+                "--split."
             )
         images, labels = downloads.load_emnist(split, emnist_part, root)
         if digits_only:
@@ -137,7 +137,8 @@ def load_gan_images(
         images, labels = DATASETS[name].load("train", root)
     else:
         raise UserError(
-            f"--dataset {name}: there is no such data set; give one of {', '.join((*GAN_ONLY, *DATASETS))}."
+            f"--dataset {name}: there is no such data set; give one of "
+            f"{', '.join((*GAN_ONLY, *DATASETS))}."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held = order[: len(order) // 10] if part == "validation" else order[len(order) // 10 :]

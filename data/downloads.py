@@ -10,9 +10,8 @@ from data.parts import Digits, Part
 
 # the last of MNIST's 60,000 training images: other writers than most of the first ones
 VALIDATION = 5000
-MAX_IDX = (
-    1024**3
-)  # bytes of MNIST's or EMNIST's largest file; the official ones have at most 547 million
+# bytes of MNIST's or EMNIST's largest file; the official ones have at most 547 million
+MAX_IDX = 1024**3
 
 
 def load_mnist(part: Part, root: Path, kind: str = "MNIST") -> Digits:
@@ -23,7 +22,8 @@ def load_mnist(part: Part, root: Path, kind: str = "MNIST") -> Digits:
         return Digits(dataset.data, dataset.targets)
     if len(dataset.data) <= VALIDATION:
         raise UserError(
-            f"{root}/{kind} holds {len(dataset.data)} training images, but {VALIDATION} are needed for validation alone."
+            f"{root}/{kind} holds {len(dataset.data)} training images, but {VALIDATION} are needed "
+            "for validation alone."
         )
     kept = slice(-VALIDATION, None) if part == "validation" else slice(None, -VALIDATION)
     return Digits(dataset.data[kept], dataset.targets[kept])
@@ -85,7 +85,8 @@ def _torchvision(kind: str, root: Path, **which: Any) -> Any:
             dataset = getattr(datasets, kind)(str(root), download=True, **which)
         except Exception as failure:
             raise UserError(
-                f"{kind} is not in {folder} and cannot be downloaded; put there the files {', '.join(names)}, "
+                f"{kind} is not in {folder} and cannot be downloaded; put there the files "
+                f"{', '.join(names)}, "
                 "or name their folder with --data-root or LISTEN_DATA."
             ) from failure
     labels = dataset.targets

@@ -41,7 +41,8 @@ def class_folders(folder: Path) -> list[Path]:
     )
     if len(classes) < 2:
         raise UserError(
-            f"{folder} has {len(classes)} subfolders; it needs one for each class, and at least two."
+            f"{folder} has {len(classes)} subfolders; it needs one for each class, and at least "
+            "two."
         )
     return classes
 
@@ -80,7 +81,8 @@ def _read_folder(folder: Path, classes: tuple[Path, ...]) -> list[torch.Tensor]:
         )
         if len(paths) < LEAST:
             raise UserError(
-                f"{one} holds {len(paths)} pictures ({', '.join(SUFFIXES)}); a class needs at least {LEAST}."
+                f"{one} holds {len(paths)} pictures ({', '.join(SUFFIXES)}); a class needs at "
+                f"least {LEAST}."
             )
         every.append(torch.stack([_small(read_picture(path)) for path in paths]))
     return every

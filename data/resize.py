@@ -6,29 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.device import constant_mode
+
 
 def upsample(images: Tensor) -> Tensor:
-    """`(B, 28, 28)` uint8 -> `(B, 1, 64, 64)` float32 in [-1, 1], bilinear: what generator and
-    classifiers work with."""
+    """Enlarge `(B, 28, 28)` uint8 to `(B, 1, 64, 64)` float32 in [-1, 1], bilinear."""
     return F.interpolate(images[:, None].float() / 127.5 - 1, (64, 64), mode="bilinear")
 
 
-def downsample_lstsq(seen: Tensor) -> Tensor:
-    """The way back of `upsample`: `(B, 1, 64, 64)` in [-1, 1] -> `(B, 1, 28, 28)` in [0, 1],
-    differentiable.
+def downsample_lstsq(images: Tensor) -> Tensor:
+    """Reduce `(B, 1, 64, 64)` in [-1, 1] to `(B, 1, 28, 28)` in [0, 1] by least squares.
 
-    An image that no drawing looks like, enlarged, may come back from a little outside of [0, 1].
-
-    By least squares: the image that, enlarged by `upsample`, comes nearest to this. So an image
-    that was enlarged comes back as it was. A plain reduction would blur it, and then no image as
-    seen would sound like the drawing that it shows."""
-    return (_both_axes(_reduction(seen.device), seen) + 1) / 2
+    The result is the image whose enlargement by `upsample` is nearest to the input. So an enlarged
+    image comes back unchanged; a plain reduction would blur it. An image that is no enlargement may
+    give values a little outside of [0, 1]. Differentiable.
+    """
+    return (_both_axes(_reduction(images.device), images) + 1) / 2
 
 
-def project_to_28x28(seen: Tensor) -> Tensor:
-    """`(B, 1, 64, 64)` in [-1, 1] -> the nearest image that is an enlargement of 28 x 28 pixels,
-    `(B, 1, 64, 64)`: there and back by `downsample_lstsq` and `upsample`."""
-    return _both_axes(_projection(seen.device), seen)
+def project_to_28x28(images: Tensor) -> Tensor:
+    """Replace `(B, 1, 64, 64)` images in [-1, 1] by the nearest enlargements of 28 x 28 pixels."""
+    return _both_axes(_projection(images.device), images)
 
 
 def _both_axes(matrix: Tensor, images: Tensor) -> Tensor:
@@ -37,20 +35,21 @@ def _both_axes(matrix: Tensor, images: Tensor) -> Tensor:
 
 
 @cache
+@constant_mode()
 def _enlargement() -> Tensor:
-    """What `upsample` does to one axis, `(64, 28)` float32."""
+    """The matrix by which `upsample` enlarges one axis, `(64, 28)` float32."""
     return F.interpolate(torch.eye(28)[None, None], (64, 28), mode="bilinear")[0, 0]
 
 
 @cache
+@constant_mode()
 def _reduction(device: torch.device) -> Tensor:
-    """Its pseudo-inverse, `(28, 64)` float32; well conditioned, its singular values lie between
-    0.66 and 1.15."""
+    """Its pseudo-inverse, `(28, 64)` float32. Its singular values lie between 0.66 and 1.15."""
     return torch.linalg.pinv(_enlargement().double()).float().to(device)
 
 
 @cache
+@constant_mode()
 def _projection(device: torch.device) -> Tensor:
-    """There and back, `(64, 64)` float32."""
-    with torch.autocast("cpu", enabled=False):
-        return (_enlargement() @ _reduction(torch.device("cpu"))).to(device)
+    """The product of both, `(64, 64)` float32."""
+    return (_enlargement() @ _reduction(torch.device("cpu"))).to(device)

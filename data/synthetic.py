@@ -12,9 +12,12 @@ from torch import Tensor
 
 from data.parts import Digits, Part
 
-PRINTED_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-                 "DejaVuSansMono-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral",
-                 "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmb10", "cmss10", "cmtt10")  # fmt: skip
+FONT_NAMES = (
+    "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique DejaVuSansMono "
+    "DejaVuSansMono-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneral "
+    "STIXGeneralBol STIXGeneralItalic cmr10 cmb10 cmss10 cmtt10"
+)
+PRINTED_FONTS = tuple(FONT_NAMES.split())
 
 
 def load_handwritten(part: Part, root: Path | None = None) -> Digits:

@@ -1,2 +1,1 @@
-"""The networks of the late-blind model, one a file, and nothing else: no data, no training, no
-drawing."""
+"""The networks: the late-blind model, its parts, and the judges. One network a file."""

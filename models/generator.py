@@ -20,21 +20,23 @@ class Generator(nn.Module):
         super().__init__()
         self.width = g = width
         self.layers = nn.Sequential(  # 100 x 1 x 1
-            # 8g x 4 x 4
-            nn.ConvTranspose2d(NOISE_SIZE, 8 * g, 4, 1, 0, bias=False), nn.BatchNorm2d(8 * g), nn.ReLU(),
-            # 4g x 8 x 8
-            nn.ConvTranspose2d(8 * g, 4 * g, 4, 2, 1, bias=False), nn.BatchNorm2d(4 * g), nn.ReLU(),
-            # 2g x 16 x 16
-            nn.ConvTranspose2d(4 * g, 2 * g, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * g), nn.ReLU(),
-            # g x 32 x 32
-            nn.ConvTranspose2d(2 * g, g, 4, 2, 1, bias=False), nn.BatchNorm2d(g), nn.ReLU(),
-            nn.ConvTranspose2d(g, 1, 4, 2, 1, bias=False), nn.Tanh(),  # 1 x 64 x 64
+            nn.ConvTranspose2d(NOISE_SIZE, 8 * g, 4, 1, 0, bias=False),
+            nn.BatchNorm2d(8 * g), nn.ReLU(),  # 8g x 4 x 4
+            nn.ConvTranspose2d(8 * g, 4 * g, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(4 * g), nn.ReLU(),  # 4g x 8 x 8
+            nn.ConvTranspose2d(4 * g, 2 * g, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(2 * g), nn.ReLU(),  # 2g x 16 x 16
+            nn.ConvTranspose2d(2 * g, g, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(g), nn.ReLU(),  # g x 32 x 32
+            nn.ConvTranspose2d(g, 1, 4, 2, 1, bias=False),
+            nn.Tanh(),  # 1 x 64 x 64
         )  # fmt: skip
         self.apply(dcgan_init)
 
     def forward(self, noise: Tensor) -> Tensor:
         """`(B, 100)` of mean 0 and variance 1 -> `(B, 1, 64, 64)` in [-1, 1]."""
-        return self.layers(noise[:, :, None, None]).float()
+        images = self.layers(noise[:, :, None, None])
+        return images.to(self.layers[0].weight.dtype)  # autocast gives bfloat16
 
 
 def dcgan_init(layer: nn.Module) -> None:

@@ -1,9 +1,8 @@
-"""The independent judge: a small residual network that reads digits and takes no part in training
-the model.
+"""The judge cnn: a small residual network that takes no part in training the model.
 
-Another architecture than the classifier that the generator is trained to please (residual, with
-BatchNorm and global pooling), at another resolution, from another seed: what fools the one need not
-fool the other. Blocks as in K. He et al., "Identity mappings in deep residual networks", ECCV 2016.
+It differs from the classifier of stage two in architecture (residual blocks, BatchNorm, global
+pooling), in resolution and in its seed. So an image that fools one need not fool the other. Blocks
+as in K. He et al., "Identity mappings in deep residual networks", ECCV 2016.
 """
 
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ class CNNJudge(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """`(B, 1, 64, 64)` in [-1, 1] -> `(B, 64)`, the space in which the Frechet distance is
         measured."""
-        return self.trunk(images).float()
+        return self.trunk(images).to(self.classifier.weight.dtype)  # autocast gives bfloat16
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images)).float()
+        return self.classifier(self.features(images)).to(self.classifier.weight.dtype)

@@ -1,8 +1,9 @@
-"""A third judge: a kernel classifier on pixels, which learns no features at all.
+"""The judge kernel: a kernel classifier on pixels, which learns no features.
 
-Gaussian kernels around real digits, and a linear map behind them, found in closed form
-(`judges.train_kernel`): the Nystroem approximation of C. Williams and M. Seeger, "Using the
-Nystroem method to speed up kernel machines", NeurIPS 2000."""
+Gaussian kernels around real images, and a linear map behind them. `fit_kernel_judge` in
+evaluation/judges.py finds the map in closed form: the Nystroem approximation of C. Williams and M.
+Seeger, "Using the Nystroem method to speed up kernel machines", NeurIPS 2000.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,8 @@ class KernelJudge(nn.Module):
 
     def kernels(self, pixels: Tensor) -> Tensor:
         """`(B, 784)` of length 1 -> `(B, centres)` in (0, 1]."""
-        return torch.exp(
-            2 * self.gamma * (pixels @ self.centres.T - 1)
-        )  # of unit vectors, |a - b|^2 is 2 - 2ab
+        # Of unit vectors, |a - b|^2 is 2 - 2ab.
+        return torch.exp(2 * self.gamma * (pixels @ self.centres.T - 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.kernels(self.pixels(images)) @ self.weights

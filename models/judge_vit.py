@@ -1,8 +1,8 @@
-"""A second judge: a small vision transformer, which has no convolution and compares every part with
-every other.
+"""The judge vit: a small vision transformer.
 
-Source: A. Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; with patches that
-overlap, because the images are small, and the mean of all tokens in place of a class token."""
+Source: A. Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021. Its patches overlap,
+because the images are small. The mean of all tokens takes the place of a class token.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,8 @@ class ViTJudge(nn.Module):
         tokens = ((SIDE - PATCH) // STRIDE + 1) ** 2
         self.embedding = nn.Linear(PATCH * PATCH, width)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, width))
-        # Without dropout: the images are turned and shifted anew in every epoch. Normed first, so
-        # it needs no warm-up.
+        # No dropout: the images are rotated and shifted at random in every epoch. The norm comes
+        # first, so no warm-up is needed.
         options = {"dropout": 0.0, "activation": gelu, "batch_first": True, "norm_first": True}
         layers = [nn.TransformerEncoderLayer(width, 4, 2 * width, **options) for _ in range(depth)]
         self.layers = nn.Sequential(*layers)
@@ -41,9 +41,9 @@ class ViTJudge(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        small = F.interpolate(
-            images, (SIDE, SIDE), mode="bilinear", antialias=True
-        )  # B x 1 x 28 x 28
+        # B x 1 x 28 x 28
+        small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
         patches = F.unfold(small, PATCH, stride=STRIDE).transpose(1, 2)  # B x 16 x 100
         tokens = self.layers(self.embedding(patches) + self.position)  # B x 16 x width
-        return self.classifier(self.norm(tokens).mean(1)).float()  # B x classes
+        logits = self.classifier(self.norm(tokens).mean(1))  # B x classes
+        return logits.to(self.classifier.weight.dtype)  # autocast gives bfloat16

@@ -1,5 +1,4 @@
-"""The classifier of digits through which stage three is trained: LeNet-style, the layers of Hu et
-al., CVPR 2019."""
+"""The classifier through which stage three is trained: the LeNet of Hu et al., CVPR 2019."""
 
 from torch import Tensor, nn
 
@@ -20,4 +19,4 @@ class LeNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images).float()
+        return self.layers(images).to(self.layers[0].weight.dtype)  # autocast gives bfloat16

@@ -1,10 +1,11 @@
-"""The audio network: the published variant of VGGish, which hears a log-mel.
+"""The audio network: the published variant of VGGish.
 
 Source: S. Hershey et al., "CNN architectures for large-scale audio classification", ICASSP 2017, as
 changed by Hu et al., CVPR 2019: fully connected layers of 1024 and 100, a BatchNorm without
-parameters as the embedding, and a classifier behind it. With a ReLU after every convolution, as in
-the original. The convolutions are laid out as in github.com/harritaylor/torchvggish, so that the
-released weights fit."""
+parameters as the embedding, and a classifier behind it. As in the original, a ReLU follows every
+convolution. The convolutions have the layout of github.com/harritaylor/torchvggish, so its released
+weights fit.
+"""
 
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from models.generator import NOISE_SIZE
 
 
 class VGGish(nn.Module):
-    """Log-mels -> an embedding that is distributed like the noise a generator grew up with, and its
-    class.
+    """Log-mels -> an embedding, distributed like the noise of a GAN, and its class.
 
     Args:
         frames: of the log-mels, a multiple of 16. Published: 96.
@@ -45,9 +45,8 @@ class VGGish(nn.Module):
         self.embedding = nn.Sequential(
             nn.Linear(frames // 16 * 4 * 8 * w, 1024), nn.ReLU(), self.dropout,  # 1024
             nn.Linear(1024, NOISE_SIZE),  # 100
-            # Without parameters, so that every dimension of the embedding has mean 0 and variance 1
-            # over a batch, like the noise that drove the generator: it is what lets a sound take
-            # the place of that noise.
+            # Without parameters, so every dimension of the embedding has mean 0 and variance 1
+            # over a batch, like the noise of the GAN. So a sound can take the place of noise.
             nn.BatchNorm1d(NOISE_SIZE, affine=False),  # 100
         )  # fmt: skip
         self.classifier = nn.Sequential(
@@ -62,13 +61,13 @@ class VGGish(nn.Module):
     def embed(self, logmels: Tensor) -> Tensor:
         """`(B, 1, frames, 64)` log-mels -> `(B, 100)` embeddings of mean 0 and variance 1."""
         maps = self.features(logmels.contiguous(memory_format=torch.channels_last))
-        return self.embedding(
-            maps.permute(0, 2, 3, 1).flatten(1)
-        ).float()  # flattened as time, band, channel
+        embeddings = self.embedding(maps.permute(0, 2, 3, 1).flatten(1))  # as time, band, channel
+        return embeddings.to(self.embedding[0].weight.dtype)  # autocast gives bfloat16
 
     def forward(self, logmels: Tensor) -> Tensor:
         """`(B, 1, frames, 64)` log-mels -> `(B, classes)` logits."""
-        return self.classifier(self.embed(logmels)).float()
+        logits = self.classifier(self.embed(logmels))
+        return logits.to(self.embedding[0].weight.dtype)
 
 
 def load_audioset_convolutions(network: VGGish, path: Path) -> None:
@@ -92,6 +91,7 @@ def load_audioset_convolutions(network: VGGish, path: Path) -> None:
     }
     if not convolutions:
         raise UserError(
-            f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's file."
+            f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's "
+            "file."
         )
     load_weights(network.features, convolutions, path)
