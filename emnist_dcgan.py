@@ -80,19 +80,21 @@ class Config:
     deterministic: bool = False
     # Capture the training step on a GPU. Set it to False while you edit the step.
     cuda_graphs: bool = True
-    data_root: Path = field(
-        default_factory=default_root
-    )  # The folder of the data sets; also $LISTEN_DATA.
+    # The folder of the data sets; also $LISTEN_DATA.
+    data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
     resume: bool = False  # Continue after the last finished epoch.
 
 
 PRESETS = {
     "published": Config(),
-    "small": Config(width=32, epochs=5, images_per_epoch=6400, batch=32, learning_rate=1e-3,
-                    discriminator_learning_rate=2e-4, instance_noise=0.5),
-    "demo": Config(dataset="printed", width=16, epochs=2, images_per_epoch=4800, batch=32, learning_rate=1e-3,
-                   discriminator_learning_rate=2e-4, instance_noise=0.5),
+    "small": Config(
+        width=32, epochs=5, images_per_epoch=6400, batch=32, learning_rate=1e-3, instance_noise=0.5
+    ),
+    "demo": Config(
+        dataset="printed", width=16, epochs=2, images_per_epoch=4800, batch=32, learning_rate=1e-3,
+        instance_noise=0.5,
+    ),
 }  # fmt: skip
 
 
@@ -182,8 +184,8 @@ def main(config: Config) -> dict[str, float]:
             record["discriminator_loss"], record["diversity"], config.real_label
         )
         if record["failure"]:
-            print(f"warning: epoch {epoch}: {record['failure']}; try a lower --discriminator-learning-rate, or more "
-                  "--instance-noise.")  # fmt: skip
+            advice = "try a lower --discriminator-learning-rate, or more --instance-noise"
+            print(f"warning: epoch {epoch}: {record['failure']}; {advice}.")
         save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
         run.end_epoch(  # the last epoch counts, as published: nothing is picked
             record, True,
@@ -197,7 +199,8 @@ def main(config: Config) -> dict[str, float]:
     }
     run.finish(metrics)
     print(
-        f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: train_all.py"
+        f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: "
+        "train_all.py"
     )
     return metrics
 
@@ -227,11 +230,10 @@ def pixel_diversity(images: Tensor) -> Tensor:
 
 def gan_failure(discriminator_loss: float, diversity: float, real_label: float) -> str:
     """What went wrong in an epoch; empty if nothing did."""
-    least = -sum(
-        p * math.log(p) for p in (real_label, 1 - real_label) if p > 0
-    )  # no discriminator's loss is smaller
+    # no discriminator's loss is smaller
+    least = -sum(p * math.log(p) for p in (real_label, 1 - real_label) if p > 0)
     if discriminator_loss - least < D_LOSS_MARGIN:
-        return f"the discriminator has won: its loss of {discriminator_loss:.4f} is the least that is possible"
+        return f"the discriminator has won: no loss is lower than its {discriminator_loss:.4f}"
     if diversity < MIN_DIVERSITY:
         return f"the samples have collapsed: they vary by {diversity:.1%} of what real images do"
     return ""

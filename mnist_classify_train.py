@@ -10,7 +10,7 @@ classifier through which stage three is trained, and `results/judges/`: the judg
 kernel, which rate what the model imagines. Each folder holds checkpoint.pt, metrics.json, log.jsonl
 and curves.png. On one GPU it takes a minute."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -65,9 +65,8 @@ class Config:
     deterministic: bool = False
     # Capture the training step on a GPU. Set it to False while you edit the step.
     cuda_graphs: bool = True
-    data_root: Path = field(
-        default_factory=default_root
-    )  # The folder of the data sets; also $LISTEN_DATA.
+    # The folder of the data sets; also $LISTEN_DATA.
+    data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
     resume: bool = False  # Continue after the last finished epoch.
 
@@ -75,25 +74,25 @@ class Config:
 PRESETS = {
     "published": Config(),
     "small": Config(rotation=10, learning_rate=0.02, epochs=14, late_epoch=11, cnn_epochs=6),
-    "demo": Config(dataset="handwritten", batch=32, epochs=8, late_epoch=7, learning_rate=0.01, cnn_epochs=12,
-                   vit_epochs=30),
+    "demo": Config(
+        dataset="handwritten", batch=32, epochs=8, late_epoch=7, learning_rate=0.01, cnn_epochs=12,
+        vit_epochs=30,
+    ),
 }  # fmt: skip
 
 
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
     device = choose_device(config.device, config.deterministic)
+    # All locks at the start, so that none is refused after hours of training.
     for name in ("mnist_classify_train", *(f"judges/{judge}" for judge in JUDGES)):
-        lock_folder(
-            config.results / name
-        )  # all at the start, so none is refused after the training of the others
+        lock_folder(config.results / name)
     classes = len(class_names(config.dataset, config.data_root))
 
     torch.manual_seed(config.seed)
     classifier = LeNet(classes).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(
-        classifier.parameters(), config.learning_rate, momentum=0.9, fused=True
-    )
+    rate = config.learning_rate
+    optimiser = torch.optim.SGD(classifier.parameters(), rate, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
     def rotate(images: Tensor) -> Tensor:
@@ -102,29 +101,44 @@ def main(config: Config) -> dict[str, float]:
     metrics = train_classifier(
         "mnist_classify_train", classifier, optimiser, scheduler, rotate, config
     )
-
-    def judge_config(epochs: int, learning_rate: float, seed: int) -> JudgeConfig:
-        return JudgeConfig(
-            dataset=config.dataset, epochs=epochs, batch=config.batch, images_per_epoch=config.images_per_epoch,
-            learning_rate=learning_rate, degrees=10 + min(config.rotation, 10), seed=config.seed + seed,
-            data_root=config.data_root, results=config.results, resume=config.resume, cuda_graphs=config.cuda_graphs,
-        )  # fmt: skip
-
+    shared = {
+        name: getattr(config, name)
+        for name in ("dataset", "data_root", "results", "resume", "deterministic")
+    }
+    settings = JudgeConfig(
+        **shared,
+        epochs=config.cnn_epochs,
+        learning_rate=config.cnn_learning_rate,
+        batch=config.batch,
+        images_per_epoch=config.images_per_epoch,
+        degrees=10 + min(config.rotation, 10),
+        seed=config.seed + 1000,
+        cuda_graphs=config.cuda_graphs,
+    )
+    vit = replace(
+        settings,
+        epochs=config.vit_epochs,
+        learning_rate=config.vit_learning_rate,
+        seed=config.seed + 2000,
+    )
+    kernel = KernelConfig(**shared, centres=config.kernel_centres, seed=config.seed + 2000)
     accuracies = {
-        "cnn": train_judge("cnn", judge_config(config.cnn_epochs, config.cnn_learning_rate, 1000), device),
-        "vit": train_judge("vit", judge_config(config.vit_epochs, config.vit_learning_rate, 2000), device),
-        "kernel": fit_kernel_judge(
-            KernelConfig(config.dataset, config.kernel_centres, config.seed + 2000, config.data_root, config.results,
-                         config.resume), device
-        ),
-    }  # fmt: skip
+        "cnn": train_judge("cnn", settings, device),
+        "vit": train_judge("vit", vit, device),
+        "kernel": fit_kernel_judge(kernel, device),
+    }
     judged = ", ".join(f"{name} {accuracy:.2%}" for name, accuracy in accuracies.items())
-    print(f"test images classified right: the classifier {metrics['test_accuracy']:.2%}; the judges {judged}. "
-          f"{config.results / 'mnist_classify_train'}, {config.results / 'judges'}. Next: emnist_dcgan.py")  # fmt: skip
+    print(
+        f"test images classified right: the classifier {metrics['test_accuracy']:.2%}; "
+        f"the judges {judged}. {config.results / 'mnist_classify_train'}, "
+        f"{config.results / 'judges'}. Next: emnist_dcgan.py"
+    )
     for name, accuracy in accuracies.items():
         if accuracy < 0.9:
-            print(f"warning: the judge {name} is right on {accuracy:.2%} of real test images only, so do not trust its "
-                  "rating; train it for more epochs.")  # fmt: skip
+            print(
+                f"warning: the judge {name} is right on only {accuracy:.2%} of real test images. "
+                "Do not trust its rating; train it for more epochs."
+            )
     return metrics
 
 

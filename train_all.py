@@ -107,9 +107,8 @@ class Config:
     deterministic: bool = False
     # Capture the training step on a GPU. Set it to False while you edit the step.
     cuda_graphs: bool = True
-    data_root: Path = field(
-        default_factory=default_root
-    )  # The folder of the data sets; also $LISTEN_DATA.
+    # The folder of the data sets; also $LISTEN_DATA.
+    data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
     resume: bool = False  # Continue after the last finished epoch.
 
@@ -125,9 +124,10 @@ PRESETS = {
     "published": Config(),
     "sound-consistent": Config(
         name="train_all_sound_consistent",
-        sound_consistency=1, audio_loss="multires_l1", loudness_fraction=0.8, null_space_weight=10, binarization_weight=1,
-        replay_weight=5, classifier_augmentation=1, dropout=False,
-        epochs=7, joint_epochs=6, augmentation=0.5, batch=32, generator_lr_scale=0.2, joint_learning_rate=1e-3,
+        sound_consistency=1, audio_loss="multires_l1", loudness_fraction=0.8,
+        null_space_weight=10, binarization_weight=1, replay_weight=5, classifier_augmentation=1,
+        dropout=False, epochs=7, joint_epochs=6, augmentation=0.5, batch=32,
+        generator_lr_scale=0.2, joint_learning_rate=1e-3,
     ),
     "small": Config(images_per_epoch=37_500, learning_rate=5e-4),
     "demo": Config(epochs=3, batch=32),
@@ -141,7 +141,8 @@ def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what metrics.json says."""
     if config.joint_epochs > config.epochs:
         raise UserError(
-            f"--joint-epochs is {config.joint_epochs}, but --epochs only {config.epochs}; give no more of them."
+            f"--joint-epochs is {config.joint_epochs}, but --epochs only {config.epochs}; give no "
+            "more of them."
         )
     device = choose_device(config.device, config.deterministic)
     folders = upstream_folders(
@@ -211,9 +212,8 @@ def main(config: Config) -> dict[str, float]:
     def step(
         index: Tensor, binarization: Tensor, kind: AudioLoss, joint: bool
     ) -> dict[str, Tensor]:
-        generator.requires_grad_(
-            joint
-        )  # always in eval mode: its BatchNorm statistics are part of the memory
+        # always in eval mode: its BatchNorm statistics are part of the memory
+        generator.requires_grad_(joint)
         heard = logmels[index]
         inputs = heard
         if config.replay_weight:
@@ -287,7 +287,8 @@ def main(config: Config) -> dict[str, float]:
         save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
         run.end_epoch(
             record, best,
-            f"{title}: right by judge cnn {rating['judge_accuracy']:.2%}, retrieval {rating['retrieval']:.1%}, "
+            f"{title}: right by judge cnn {rating['judge_accuracy']:.2%}, retrieval "
+            f"{rating['retrieval']:.1%}, "
             f"validation loss {loss:.3f}",
         )  # fmt: skip
 
@@ -299,8 +300,10 @@ def main(config: Config) -> dict[str, float]:
     save_pairs(run.folder / "imagined.png", test, imagined)
     run.finish(metrics, data_hashes(test=test))
     print(
-        f"imagined images classified right: {metrics['judge_accuracy']:.2%} by the judge cnn, {metrics['test_accuracy']:.2%} "
-        f"by the classifier of the training (epoch {best_epoch}). {run.folder}. Next: evaluate.py --name {config.name}"
+        f"imagined images classified right: {metrics['judge_accuracy']:.2%} by the judge cnn, "
+        f"{metrics['test_accuracy']:.2%} "
+        f"by the classifier of the training (epoch {best_epoch}). {run.folder}. Next: evaluate.py "
+        f"--name {config.name}"
     )
     if not config.sound_consistency:
         print("This is the published objective. Ours is better: train_all.py sound-consistent")

@@ -50,7 +50,7 @@ class Config:
     images_per_epoch: Annotated[int, Limit(2)] | None = None
     batch: BatchSize = 128  # Images a step. Published: 128.
     learning_rate: LearningRate = 1e-4  # Learning rate of Adam. Published: 1e-4.
-    late_epoch: Count = 3  # From this epoch on, a tenth of the learning rate. Published: 3.
+    late_epoch: Count = 4  # From this epoch on, a tenth of the learning rate. Published: 4.
     # The most memory for log-mels, in gigabytes. If they fit, they are computed once and kept in
     # float16; otherwise they are computed in every epoch.
     cache_gigabytes: Weight = 2.0
@@ -62,16 +62,14 @@ class Config:
     deterministic: bool = False
     # Capture the training step on a GPU. Set it to False while you edit the step.
     cuda_graphs: bool = True
-    data_root: Path = field(
-        default_factory=default_root
-    )  # The folder of the data sets; also $LISTEN_DATA.
+    # The folder of the data sets; also $LISTEN_DATA.
+    data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
     resume: bool = False  # Continue after the last finished epoch.
 
     # -- sound
-    encoding: Encoding = (
-        Encoding()
-    )  # The image-to-sound scheme. It is kept in the checkpoint, and stage three uses it.
+    # The image-to-sound scheme. It is kept in the checkpoint, and stage three uses it.
+    encoding: Encoding = Encoding()
     # Log-mel frames of the network's input. None: as many as the soundscape needs, 112 at 1.05 s.
     # Published: 96, which cuts off 0.075 s.
     frames: Annotated[int, Limit(16)] | None = None
@@ -82,7 +80,7 @@ class Config:
 
 PRESETS = {
     "published": Config(),
-    "small": Config(width=16, learning_rate=1e-3, late_epoch=4),
+    "small": Config(width=16, learning_rate=1e-3),
     "demo": Config(
         dataset="handwritten", width=8, epochs=10, late_epoch=8, batch=32, learning_rate=1e-3
     ),

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,7 +30,8 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
             raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:1.")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device cpu or auto."
+                f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device "
+                "cpu or auto."
             )
     if device.type == "cuda":
         try:
@@ -36,20 +39,19 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         except RuntimeError as error:  # older than this PyTorch knows, broken, or another's alone
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for it."
+                f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for "
+                "it."
             ) from error
-        if (
-            deterministic != torch.are_deterministic_algorithms_enabled()
-        ):  # to set it, even to what it is, takes seconds
+        # to set it, even to what it is, takes seconds
+        if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
         # float32 means float32, in sounds above all: what is rounded is rounded to bfloat16, by
         # autocast.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_flush_denormal(
-        True
-    )  # on the CPU, a network whose activations fade to denormals trains ten times slower
+    # on the CPU, a network whose activations fade to denormals trains ten times slower
+    torch.set_flush_denormal(True)
     print(f"device: {device_name(device)} ({reason}), {precision_name(device)}")
     return device
 
@@ -84,3 +86,14 @@ def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 for the networks where the hardware multiplies it faster than float32; parameters
     stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device))
+
+
+@contextmanager
+def constant_mode() -> Iterator[None]:
+    """Make constants that are kept: on the CPU, without gradient, whatever mode the caller is in.
+
+    A tensor that is made inside `torch.inference_mode` could never take part in a gradient later.
+    """
+    modes = (torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False))
+    with modes[0], modes[1], modes[2], torch.device("cpu"):
+        yield

@@ -9,7 +9,9 @@ mnist_classify_train.py trains all three from real images alone, and leaves them
 need not fool the others."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,7 @@ class JudgeConfig:
     data_root: Path
     results: Path
     resume: bool
+    deterministic: bool
     cuda_graphs: bool
 
 
@@ -84,6 +87,7 @@ class KernelConfig:
     data_root: Path
     results: Path
     resume: bool
+    deterministic: bool
     gamma: float = 2.0  # of the kernels. On MNIST's validation part: 2 98.2 %, 4 97.9 %, 8 97.2 %
     ridge: float = 0.1  # of the linear map; on MNIST, a thousandth of it gives the same accuracy
 
@@ -130,7 +134,7 @@ def fit_kernel_judge(config: KernelConfig, device: torch.device) -> float:
     return metrics["test_accuracy"]
 
 
-def resume_if_same(name: str, config):
+def resume_if_same(name: str, config: Any) -> Any:
     """`config`, without `resume` where the judge that is there belongs to a run with other
     settings."""
     if config.resume and differs_from_run(config.results / "judges" / name, config):
@@ -156,15 +160,16 @@ def load_judges(folder: Path, dataset: str, device: torch.device) -> dict[str, n
         checkpoint = load_checkpoint(path, f"judge_{name}", HINT)
         with explain_malformed(path, HINT):
             config, state = checkpoint["config"], checkpoint["networks"]["classifier"]
-            classes = config["classes"]
             if config["dataset"] != dataset:
                 raise UserError(
-                    f"{path} learned {config['dataset']}, but stage one learned {dataset}; {HINT} --dataset {dataset}."
+                    f"{path} learned {config['dataset']}, but stage one learned {dataset}; "
+                    f"{HINT} --dataset {dataset}."
                 )
             if name == "vit":
-                judge = load_network(lambda: ViTJudge(classes=classes), state, path)
+                build = partial(ViTJudge, classes=config["classes"])
             else:
-                centres, gamma = len(state["centres"]), float(config["gamma"])
-                judge = load_network(lambda: KernelJudge(centres, gamma, classes), state, path)
+                size, gamma = len(state["centres"]), float(config["gamma"])
+                build = partial(KernelJudge, size, gamma, config["classes"])
+            judge = load_network(build, state, path)
         judges[name] = judge.to(device).requires_grad_(False).eval()
     return judges

@@ -20,9 +20,14 @@ from vggish import EVAL_BATCH, ImageToLogMel
 
 
 def train_classifier(
-    stage: str, network: nn.Module, optimiser: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
-    augment: Callable[[Tensor], Tensor], config: Any, name: str | None = None,
-) -> dict[str, float]:  # fmt: skip
+    stage: str,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    augment: Callable[[Tensor], Tensor],
+    config: Any,
+    name: str | None = None,
+) -> dict[str, float]:
     """Train `network` to classify images, and leave it in `results/<name>/`.
 
     Args:
@@ -74,7 +79,8 @@ def train_classifier(
         best = accuracy > max((line["validation_accuracy"] for line in run.history), default=-1.0)
         run.end_epoch(
             {"epoch": epoch, "loss": loss, "validation_accuracy": accuracy}, best,
-            f"{stage}, epoch {epoch}/{config.epochs}: validation accuracy {accuracy:.2%}, loss {loss:.4f}",
+            f"{stage}, epoch {epoch}/{config.epochs}: validation accuracy {accuracy:.2%}, loss "
+            f"{loss:.4f}",
         )  # fmt: skip
 
     run.load_best()

@@ -36,9 +36,8 @@ def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor) -> None:
         imagined: likewise.
     """
     outlined = F.pad(heard[..., 2:-2, 2:-2], (2, 2, 2, 2), value=0.2)
-    pairs = torch.stack([outlined, imagined], dim=2).flatten(
-        0, 2
-    )  # heard, imagined, heard, imagined, ...
+    # heard, imagined, heard, imagined, ...
+    pairs = torch.stack([outlined, imagined], dim=2).flatten(0, 2)
     save_grid(path, pairs, columns=2 * heard.shape[1])
 
 
