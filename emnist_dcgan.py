@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.checkpoint import checkpoint_hashes
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line
-from common.device import autocast, choose_device
+from common.device import autocast, choose_device, place
 from data import data_hashes, default_root, load_gan_images
 from data.resize import upsample
 from evaluation.metrics import frechet_distance, judge_features
@@ -111,8 +111,8 @@ def main(config: Config) -> dict[str, float]:
     real_features, real_diversity = judge_features(judge, real), pixel_diversity(real)
 
     torch.manual_seed(config.seed)
-    generator = Generator(config.width).to(device, memory_format=torch.channels_last)
-    discriminator = Discriminator(config.width).to(device, memory_format=torch.channels_last)
+    generator = place(Generator(config.width), device)
+    discriminator = place(Discriminator(config.width), device)
     betas = (config.beta1, 0.999)
     g_optimiser = torch.optim.Adam(generator.parameters(), config.learning_rate, betas, fused=True)
     d_optimiser = torch.optim.Adam(
@@ -123,7 +123,8 @@ def main(config: Config) -> dict[str, float]:
     hashes = data_hashes(train=train, validation=validation) | checkpoint_hashes(
         {"judge_cnn": judge_folder}
     )
-    run = Run("emnist_dcgan", config, device, sha256=hashes, draw=draw_curves)
+    prolongs = config.instance_noise == 0 or "the instance noise falls over all epochs"
+    run = Run("emnist_dcgan", config, device, sha256=hashes, draw=draw_curves, prolongs=prolongs)
     if run.finished_metrics:
         return run.finished_metrics
     first = run.start_or_resume(
@@ -241,7 +242,9 @@ def gan_failure(discriminator_loss: float, diversity: float, real_label: float) 
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a run from its log."""
-    save_curves(folder, [["discriminator_loss", "generator_loss"], ["frechet_distance"]])
+    losses = {"discriminator_loss": "discriminator", "generator_loss": "generator"}
+    distance = {"frechet_distance": "samples to real images, judge cnn"}
+    save_curves(folder, {"GAN loss": losses, "Frechet distance": distance})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, command_line
-from common.device import choose_device
+from common.device import choose_device, place
 from common.locks import lock_folder
 from data import class_names, default_root
 from data.augment import random_affine
@@ -84,13 +84,13 @@ PRESETS = {
 def main(config: Config) -> dict[str, float]:
     """Run the stage; returns what the classifier's metrics.json says."""
     device = choose_device(config.device, config.deterministic)
+    classes = len(class_names(config.dataset, config.data_root))
     # All locks at the start, so that none is refused after hours of training.
     for name in ("mnist_classify_train", *(f"judges/{judge}" for judge in JUDGES)):
         lock_folder(config.results / name)
-    classes = len(class_names(config.dataset, config.data_root))
 
     torch.manual_seed(config.seed)
-    classifier = LeNet(classes).to(device, memory_format=torch.channels_last)
+    classifier = place(LeNet(classes), device)
     rate = config.learning_rate
     optimiser = torch.optim.SGD(classifier.parameters(), rate, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)

@@ -31,10 +31,10 @@ from common.checkpoint import checkpoint_hashes
 from common.cli import BatchSize, Count, Fraction, LearningRate, Limit, Seed, Weight, command_line
 from common.device import autocast, choose_device
 from common.files import UserError
-from data import data_hashes, default_root, load_digits
+from data import class_names, data_hashes, default_root, load_digits
 from data.augment import augment
 from data.resize import downsample_lstsq
-from evaluation.imagine import imagine, rate_epoch, save_pairs
+from evaluation.imagine import imagination_failure, imagine, rate_epoch, save_pairs
 from models.generator import NOISE_SIZE, Generator
 from models.late_blind import LateBlind
 from training.cuda_graph import CudaGraphStep
@@ -154,6 +154,7 @@ def main(config: Config) -> dict[str, float]:
     frozen_generator = copy.deepcopy(generator).requires_grad_(False)
     train = load_digits(upstream.dataset, "train", config.data_root, device)
     validation = load_digits(upstream.dataset, "validation", config.data_root, device)
+    names = class_names(upstream.dataset, config.data_root)
 
     slower = {
         "params": list(generator.parameters()),
@@ -197,6 +198,7 @@ def main(config: Config) -> dict[str, float]:
         hashes,
         draw_curves,
         audio_fingerprint(front_end),
+        "its learning rate falls along a line over all epochs",
         **inherited,
     )
     if run.finished_metrics:
@@ -219,7 +221,7 @@ def main(config: Config) -> dict[str, float]:
         if config.replay_weight:
             replayed = sample(frozen_generator, len(index), device)
             with torch.no_grad():
-                inputs = torch.cat([heard, front_end(downsample_lstsq(replayed))])
+                inputs = torch.cat([heard, front_end(downsample_lstsq(replayed), validate=False)])
         with autocast(device):
             imagined, replay = generator(network.embed(inputs)).tensor_split([len(index)])
             seen = imagined
@@ -284,7 +286,10 @@ def main(config: Config) -> dict[str, float]:
             "validation_loss": loss,
         }
         best = loss < min((line["validation_loss"] for line in run.history), default=float("inf"))
-        save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined)
+        failure = imagination_failure(imagined, rating["judge_accuracy"], len(names))
+        if failure:
+            print(f"warning: epoch {epoch}: {failure}. Look at imagined_{epoch:03d}.png.")
+        save_pairs(run.folder / f"imagined_{epoch:03d}.png", validation, imagined, names)
         run.end_epoch(
             record, best,
             f"{title}: right by judge cnn {rating['judge_accuracy']:.2%}, retrieval "
@@ -297,7 +302,7 @@ def main(config: Config) -> dict[str, float]:
     imagined, distance = imagine(model, test.images, config.audio_loss)
     rating = rate_epoch(upstream.classifier, upstream.judge, test, imagined)
     metrics = {"test_accuracy": rating.pop("accuracy"), **rating, "audio_loss": distance}
-    save_pairs(run.folder / "imagined.png", test, imagined)
+    save_pairs(run.folder / "imagined.png", test, imagined, names)
     run.finish(metrics, data_hashes(test=test))
     print(
         f"imagined images classified right: {metrics['judge_accuracy']:.2%} by the judge cnn, "
@@ -332,16 +337,19 @@ def sample(generator: Generator, count: int, device: torch.device) -> Tensor:
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a run from its log."""
-    shares = [
-        "validation_accuracy",
-        "validation_judge_accuracy",
-        "validation_retrieval",
-        "validation_correlation",
-    ]
-    save_curves(
-        folder,
-        [shares, ["validation_frechet_distance"], ["cross_entropy", "validation_audio_loss"]],
-    )
+    shares = {
+        "validation_accuracy": "accuracy, classifier",
+        "validation_judge_accuracy": "accuracy, judge cnn",
+        "validation_retrieval": "retrieval",
+        "validation_correlation": "correlation",
+    }
+    distance = {"validation_frechet_distance": "imagined to real images"}
+    losses = {
+        "cross_entropy": "cross-entropy, training",
+        "validation_audio_loss": "audio loss, validation",
+    }
+    panels = {"validation part": shares, "Frechet distance": distance, "loss": losses}
+    save_curves(folder, panels)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line
-from common.device import autocast, choose_device
+from common.device import autocast, choose_device, place
 from common.files import UserError
 from data import class_names, data_hashes, default_root, load_digits
 from models.vggish import VGGish, load_audioset_convolutions
@@ -92,23 +92,24 @@ def main(config: Config) -> dict[str, float]:
     device = choose_device(config.device, config.deterministic)
     train = load_digits(config.dataset, "train", config.data_root, device)
     validation = load_digits(config.dataset, "validation", config.data_root, device)
-    classes = len(class_names(config.dataset, config.data_root))
+    names = class_names(config.dataset, config.data_root)
 
     torch.manual_seed(config.seed)
     try:
         front_end = ImageToLogMel(config.encoding, config.frames, config.hop).to(device)
     except ValueError as error:
         raise UserError(str(error)) from error
-    network = VGGish(front_end.frames, config.width, classes)
+    network = VGGish(front_end.frames, config.width, len(names))
     if config.audioset_weights:
         load_audioset_convolutions(network, config.audioset_weights)
-    network.to(device, memory_format=torch.channels_last)
+    place(network, device)
     optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [config.late_epoch - 1], gamma=0.1)
 
     hashes = data_hashes(train=train, validation=validation)
     run = Run("train_vggish", config, device, sha256=hashes, draw=draw_curves,
-              fingerprint=audio_fingerprint(front_end), classes=classes)  # fmt: skip
+              fingerprint=audio_fingerprint(front_end), prolongs=True,
+              classes=len(names))  # fmt: skip
     if run.finished_metrics:
         return run.finished_metrics
     first = run.start_or_resume(vggish=network, optimiser=optimiser, scheduler=scheduler)
@@ -148,7 +149,8 @@ def main(config: Config) -> dict[str, float]:
         "validation_accuracy": max(line["validation_accuracy"] for line in run.history),
     }
     shown = first_of_each_class(test.labels, 1)[:, 0]
-    save_soundscapes(run.folder, front_end, test.images[shown], test.labels[shown])
+    shown_names = [names[label] for label in test.labels[shown].tolist()]
+    save_soundscapes(run.folder, front_end, test.images[shown], shown_names)
     run.finish(metrics, data_hashes(test=test))
     print(f"sounds classified right: {metrics['test_accuracy']:.2%} of the test set. {run.folder}. "
           "Next: mnist_classify_train.py")  # fmt: skip

@@ -45,6 +45,9 @@ class LogMel(ConstantModule):
         ValueError: if `hop` is not from 1 to 400; beyond that, frames would leave out samples.
     """
 
+    hann: Tensor
+    mel: Tensor
+
     def __init__(self, sample_rate: int = SAMPLE_RATE, hop: int = HOP) -> None:
         super().__init__()
         if not 1 <= hop <= WINDOW:
@@ -163,6 +166,12 @@ def _mel(hz: Tensor) -> Tensor:
     return 1127 * torch.log1p(hz / 700)
 
 
+def band_of(hz: float) -> float:
+    """The mel band of a frequency, from 0 to 64, for the axis of a picture."""
+    low, high, at = _mel(torch.tensor([LOWEST_HZ, HIGHEST_HZ, hz], dtype=torch.float64)).tolist()
+    return (at - low) / (high - low) * (BANDS + 1) - 0.5
+
+
 class Resample(ConstantModule):
     """Polyphase resampling by a rational factor, with the filter of resampy's `kaiser_best`.
 
@@ -177,6 +186,8 @@ class Resample(ConstantModule):
     Raises:
         ValueError: if the two rates have so little in common that the filter takes too much memory.
     """
+
+    kernel: Tensor
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
         super().__init__()
@@ -262,10 +273,14 @@ class ImageToLogMel(nn.Module):
     def hop(self) -> int:
         return self.logmel.hop
 
-    def forward(self, images: Tensor, straight_through: float = 0.0) -> Tensor:
-        """Images, and `straight_through`, as in `VoiceTranslator.forward` -> `(B, 1, frames, 64)`
-        float32 log-mels."""
-        return self.log_mel(self.translator(images, straight_through))
+    def forward(
+        self, images: Tensor, straight_through: float = 0.0, validate: bool | None = None
+    ) -> Tensor:
+        """Turn images into `(B, 1, frames, 64)` float32 log-mels.
+
+        Arguments and errors are those of `VoiceTranslator.forward`.
+        """
+        return self.log_mel(self.translator(images, straight_through, validate))
 
     def log_mel(self, soundscapes: Tensor) -> Tensor:
         """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.device import Network
 from common.files import UserError, file_sha256, load_tensors
 
 CHECKPOINT_VERSION = 2
@@ -29,6 +30,10 @@ def load_checkpoint(path: Path, stage: str, hint: str | None = None) -> dict[str
             names the script to run.
     """
     hint = hint or f"run {training_command(stage)}"
+    if not path.is_file():
+        raise UserError(
+            f"{path.absolute()} is missing; {hint}, or give the --results folder that holds it."
+        )
     checkpoint = load_tensors(path, hint)
     kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):
@@ -39,14 +44,15 @@ def load_checkpoint(path: Path, stage: str, hint: str | None = None) -> dict[str
         )
     if checkpoint["version"] != CHECKPOINT_VERSION:
         raise UserError(
-            f"{path} has checkpoint version {checkpoint['version']}, but this code reads version {CHECKPOINT_VERSION}; {hint}."
+            f"{path} has checkpoint version {checkpoint['version']}, but this code reads version "
+            f"{CHECKPOINT_VERSION}; {hint}."
         )
     if not all(isinstance(state, dict) for state in checkpoint["networks"].values()):
         raise UserError(f"{path} holds no weights; {hint}.")
     return checkpoint
 
 
-def load_network(build: Callable[[], nn.Module], state: dict[str, Tensor], path: Path) -> nn.Module:
+def load_network(build: Callable[[], Network], state: dict[str, Tensor], path: Path) -> Network:
     """What `build` makes, with these weights. Its size comes from an untrusted file: it is made
     only when they fit it.
 

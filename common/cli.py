@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,8 @@ def command_line(
             if preset not in presets:
                 raise UserError(f"there is no preset {preset!r}; give one of {', '.join(presets)}.")
         if "" not in presets:
-            description = f"{description}\nPresets: {', '.join(presets)}. The default is {next(iter(presets))}."
+            description = f"{description}\nPresets: {', '.join(presets)}. The first is the default."
+        suggest_by_initials(config_type, arguments)
         try:
             config = parse(config_type, presets[preset], arguments, description)
         except ValueError as error:  # an impossible encoding
@@ -99,7 +101,7 @@ def command_line(
         with as_user_errors():
             main(config)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {escape_controls(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         resumes = "resume" in {field.name for field in dataclasses.fields(config_type)}
@@ -113,6 +115,29 @@ def command_line(
     except BrokenPipeError:  # the reader of a pipe is gone, as in `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def suggest_by_initials(config_type: type, arguments: Iterable[str]) -> None:
+    """Name the setting that a flag of initials means, such as `--learning-rate` for `--lr`. tyro
+    suggests what a misspelt flag means, but knows no initials.
+
+    Raises:
+        UserError: if a flag consists of the initials of a setting.
+    """
+    names = [field.name for field in dataclasses.fields(config_type) if "_" in field.name]
+    meant = {"--" + "".join(word[0] for word in name.split("_")): name for name in names}
+    for argument in arguments:
+        if name := meant.get(argument.partition("=")[0]):
+            raise UserError(
+                f"there is no setting {argument}; perhaps you meant --{name.replace('_', '-')}."
+            )
+
+
+def escape_controls(text: str) -> str:
+    """`text` with an escape for each control character, so that no name steers the terminal."""
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter)[0] == "C" else letter for letter in text
+    )
 
 
 def parse(config_type: type, default: Any, arguments: list[str], description: str | None) -> Any:
@@ -130,7 +155,9 @@ def parse(config_type: type, default: Any, arguments: list[str], description: st
             text = (
                 None
                 if nested
-                else get_field_docstring(config_type, name, ()).split(HEADING + title)[-1].strip()
+                else (get_field_docstring(config_type, name, ()) or "")
+                .split(HEADING + title)[-1]
+                .strip()
             )
             hint = Annotated[hints[name], tyro.conf.arg(help=text, prefix_name=False)]
             fields.append((name, hint, dataclasses.field(default=getattr(default, name))))
@@ -197,12 +224,14 @@ def as_user_errors() -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"the memory does not suffice ({reason}); lower --batch, end other programs, or give another --device."
+            f"the memory does not suffice ({reason}); lower --batch, end other programs, or give "
+            "another --device."
         ) from error
 
 
 def validate_settings(config: Any) -> None:
-    """Refuse settings out of their range, and a name that no folder can have.
+    """Refuse settings out of their range, and names that no folder can have or that libraries in C
+    cannot open.
 
     Raises:
         UserError: with the first of these, as a flag.
@@ -210,10 +239,18 @@ def validate_settings(config: Any) -> None:
     hints = get_type_hints(type(config), include_extras=True)
     for name, value in vars(config).items():
         flag = f"--{name.replace('_', '-')} is {value}"
-        if name == "name" and (value in ("", ".", "..") or set(value) & {"/", "\\"}):
+        words = isinstance(value, str) and name == "name"
+        if words and (value in ("", ".", "..") or set(value) & {"/", "\\"}):
             raise UserError(
                 f"--name is {value!r}, but it must name a folder in results; give a word."
             )
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path) and any(
+                unicodedata.category(letter) in ("Cc", "Cs") for letter in str(text)
+            ):
+                raise UserError(
+                    f"{flag}, which holds a control character or is no UTF-8; give another name."
+                )
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if isinstance(value, float) and not math.isfinite(value):
@@ -229,6 +266,17 @@ def limits(hint: Any) -> list[Limit]:
     return found + [limit for part in getattr(hint, "__args__", ()) for limit in limits(part)]
 
 
+_bars: list[tqdm] = []  # the newest progress bar
+
+
 def progress_bar(items: Iterable, title: str) -> Iterable:
     """`items` with a progress bar on a terminal, and without one elsewhere."""
-    return tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty())
+    bar = tqdm(items, desc=title, leave=False, disable=not sys.stderr.isatty())
+    _bars[:] = [bar]
+    return bar
+
+
+def show_progress(text: str) -> None:
+    """Show `text` behind the newest progress bar."""
+    for bar in _bars:
+        bar.set_postfix_str(text, refresh=False)

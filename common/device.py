@@ -4,10 +4,14 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from common.files import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
@@ -54,6 +58,12 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     torch.set_flush_denormal(True)
     print(f"device: {device_name(device)} ({reason}), {precision_name(device)}")
     return device
+
+
+def place(network: Network, device: torch.device | str) -> Network:
+    """Move a network to `device`, with its channels last, in which convolutions are faster."""
+    layout: Any = {"memory_format": torch.channels_last}
+    return network.to(device, **layout)
 
 
 def device_name(device: torch.device) -> str:

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_FILE = (
-    4 * 1024**3
-)  # bytes of a checkpoint; the largest of our own, of stage three at the published widths, takes 1.2 GB
+# bytes of a checkpoint; the largest, of stage three at the published widths, takes 1.2 GB
+MAX_FILE = 4 * 1024**3
 MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
 MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
 MAX_DEPTH = 12  # of lists and dicts in one another
@@ -123,17 +122,30 @@ def read_json(path: Path, hint: str, lines: bool = False) -> Any:
     """A JSON file of at most MAX_RECORD bytes, or, of one value a line, the list of them.
 
     Raises:
-        UserError: if it is missing, damaged or larger.
+        UserError: if it is missing, no regular file, damaged or larger, or holds an integer of more
+            than 18 digits.
     """
+    if not path.is_file():  # to open a FIFO would wait for ever
+        raise UserError(f"{path} is missing or damaged; {hint}.")
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_RECORD + 1)
         if len(content) > MAX_RECORD:
             raise ValueError("it is too large")
         text = content.decode("utf-8")
-        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+        values = [
+            json.loads(line, parse_int=_short_int)
+            for line in (text.splitlines() if lines else [text])
+        ]
+        return values if lines else values[0]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged; {hint}.") from error
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError("an integer has too many digits")
+    return int(digits)
 
 
 def file_sha256(path: Path) -> str:

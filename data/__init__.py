@@ -151,7 +151,7 @@ def data_hashes(**parts: Digits) -> dict[str, str]:
     digests = {}
     for part, (images, labels) in parts.items():
         digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
-        digest.update(images.cpu().contiguous().numpy())
-        digest.update(labels.to(torch.uint8).cpu().numpy())
+        digest.update(images.cpu().contiguous().numpy().data)
+        digest.update(labels.to(torch.uint8).cpu().numpy().data)
         digests[f"data/{part}"] = digest.hexdigest()
     return digests

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def _torchvision(kind: str, root: Path, **which: Any) -> Any:
     from torchvision import datasets  # it takes as long to import as PyTorch
 
     folder = Path(root) / kind / "raw"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     split = which.get("split")
     prefixes = (
         [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
@@ -66,12 +68,15 @@ def _torchvision(kind: str, root: Path, **which: Any) -> Any:
         for prefix in prefixes
         for rest in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
-    damaged = UserError(
-        f"{folder} holds damaged files; delete them and put whole ones there: {', '.join(names)}."
-    )
     for name in names:
         if not _is_idx(folder / name):
             raise UserError(f"{folder / name} is damaged; delete it and put a whole one there.")
+    first = prefixes[0 if split or which["train"] else 1]
+    images_file, labels_file = (name for name in names if name.startswith(f"{first}-"))
+    damaged = UserError(
+        f"{folder} holds damaged files; delete them and put whole ones there: {images_file}, "
+        f"{labels_file}."
+    )
     if (folder.parent / "processed").exists():  # which torchvision would read instead
         raise UserError(f"{folder.parent / 'processed'} is of an old torchvision; delete it.")
     try:
@@ -84,21 +89,31 @@ def _torchvision(kind: str, root: Path, **which: Any) -> Any:
         try:
             dataset = getattr(datasets, kind)(str(root), download=True, **which)
         except Exception as failure:
+            for place in made:  # by torchvision, and left empty
+                with suppress(OSError):
+                    place.rmdir()
             raise UserError(
-                f"{kind} is not in {folder} and cannot be downloaded; put there the files "
-                f"{', '.join(names)}, "
+                f"{kind} is not in {folder} and cannot be downloaded; {_way_out(folder, names)}, "
                 "or name their folder with --data-root or LISTEN_DATA."
             ) from failure
     labels = dataset.targets
-    if (
-        dataset.data.dim() != 3
-        or len(dataset.data) != len(labels)
-        or dataset.data.shape[1:] != (28, 28)
-    ):
-        raise damaged
-    if not len(labels) or labels.max() > 61 or (kind != "EMNIST" and labels.max() > 9):
-        raise damaged
+    if dataset.data.dim() != 3 or dataset.data.shape[1:] != (28, 28):
+        raise UserError(f"{folder / images_file} holds no images of 28 x 28; put another there.")
+    if len(dataset.data) != len(labels):
+        raise damaged  # one of both
+    if not len(labels) or labels.max() > (61 if kind == "EMNIST" else 9):
+        raise UserError(f"{folder / labels_file} holds no labels of {kind}; put another there.")
     return dataset
+
+
+def _way_out(folder: Path, names: list[str]) -> str:
+    """What to do about missing files: rename or unpack one that has nearly their name."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = path.name.replace(".idx", "-idx")  # as LeCun's site spelt it
+        if path.name not in names and name.removesuffix(".gz") in names:
+            verb = "unpack" if name.endswith(".gz") else "rename"
+            return f"{verb} {path.name} to {name.removesuffix('.gz')}"
+    return f"put there the files {', '.join(names)}"
 
 
 def _is_idx(path: Path) -> bool:

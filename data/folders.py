@@ -84,12 +84,12 @@ def _read_folder(folder: Path, classes: tuple[Path, ...]) -> list[torch.Tensor]:
                 f"{one} holds {len(paths)} pictures ({', '.join(SUFFIXES)}); a class needs at "
                 f"least {LEAST}."
             )
-        every.append(torch.stack([_small(read_picture(path)) for path in paths]))
+        every.append(torch.stack([to_28x28(read_picture(path)) for path in paths]))
     return every
 
 
-def _small(picture: torch.Tensor) -> torch.Tensor:
-    """`(H, W)` uint8 -> `(28, 28)` uint8."""
+def to_28x28(picture: torch.Tensor) -> torch.Tensor:
+    """Reduce, or enlarge, `(H, W)` uint8 to `(28, 28)` uint8, bilinear and antialiased."""
     if picture.shape == (28, 28):
         return picture
     resized = F.interpolate(picture[None, None].float(), (28, 28), mode="bilinear", antialias=True)

@@ -48,7 +48,11 @@ def load_printed(count: int = 8000, together: int = 4) -> Digits:
     distort = v2.Compose(
         [
             v2.RandomAffine(
-                12, (0.08, 0.08), (0.75, 1.1), 12, interpolation=v2.InterpolationMode.BILINEAR
+                (-12, 12),
+                (0.08, 0.08),
+                (0.75, 1.1),
+                (-12, 12),
+                interpolation=v2.InterpolationMode.BILINEAR,
             ),
             v2.ElasticTransform(alpha=30.0, sigma=4.0),
         ]
@@ -98,7 +102,7 @@ def _glyph(font: str, digit: str) -> Tensor:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
     typeface = ImageFont.truetype(str(path), 26)
     left, top, right, bottom = typeface.getbbox(digit)
-    image = Image.new("L", (right - left, bottom - top))
+    image = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(image).text((-left, -top), digit, fill=255, font=typeface)
     scale = 20 / max(image.size)
     image = image.resize(

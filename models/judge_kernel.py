@@ -22,6 +22,9 @@ class KernelJudge(nn.Module):
         classes: of the classifier on top.
     """
 
+    centres: Tensor
+    weights: Tensor
+
     def __init__(self, centres: int = 2000, gamma: float = 2.0, classes: int = 10) -> None:
         super().__init__()
         self.gamma = gamma

@@ -1,23 +1,25 @@
 """The trained model as one module: it hears images and draws what it imagines.
 
 >>> from models.late_blind import LateBlind
-# the folder of a run of train_all.py
->>> model = LateBlind.load("results/train_all_sound_consistent")
+# a run of train_all.py, or a results folder: then its newest complete run
+>>> model = LateBlind.load("results")
 >>> imagined = model(images)  # (B, 28, 28) uint8, or float in [0, 1] -> (B, 1, 64, 64) in [-1, 1]
-"""
+
+docs/library.md shows the steps one by one."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint, load_network
-from common.device import autocast
-from common.files import UserError, explain_malformed
+from common.device import autocast, place
+from common.files import UserError, explain_malformed, read_json
 from models.generator import Generator
 from models.vggish import VGGish
-from vggish import ImageToLogMel, require_same_sounds
+from vggish import BANDS, ImageToLogMel, frames_to_cover, require_same_sounds
 from voice_translator import Encoding
 
 
@@ -53,16 +55,25 @@ class LateBlind(nn.Module):
         with autocast(embeddings.device):
             return self.generator(embeddings)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images as `VoiceTranslator` takes them -> `(B, 1, 64, 64)` imagined images in [-1, 1]."""
-        return self.draw(self.embed(self.front_end(images)))
+    def forward(self, images: Tensor | np.ndarray, validate: bool | None = None) -> Tensor:
+        """Images, and `validate`, as in `VoiceTranslator.forward` -> `(B, 1, 64, 64)` imagined
+        images in [-1, 1]."""
+        sounds = self.front_end.translator(self.to_tensor(images), validate=validate)
+        return self.draw(self.embed(self.front_end.log_mel(sounds)))
+
+    def to_tensor(self, images: Tensor | np.ndarray) -> Tensor:
+        """Images as a tensor on the model's device."""
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        return images.to(self.front_end.logmel.mel.device)
 
     @classmethod
     def load(cls, run: Path | str, device: torch.device | str = "cpu") -> "LateBlind":
         """The model of a run of stage three, in eval mode.
 
         Args:
-            run: the folder that train_all.py left, or its checkpoint.pt.
+            run: the folder that train_all.py left, its checkpoint.pt, or a results folder: then
+                the newest complete run of stage three in it.
             device: where the model is put.
 
         Raises:
@@ -70,7 +81,7 @@ class LateBlind(nn.Module):
                 sounds than the code makes.
         """
         path = Path(run)
-        path = path if path.suffix == ".pt" else path / "checkpoint.pt"
+        path = path if path.suffix == ".pt" else run_folder(path) / "checkpoint.pt"
         checkpoint = load_checkpoint(path, "train_all")
         config, networks = checkpoint["config"], checkpoint["networks"]
         with explain_malformed(path, "run train_all.py"):
@@ -83,10 +94,32 @@ class LateBlind(nn.Module):
                 lambda: Generator(config["generator_width"]), networks["generator"], path
             )
             front_end = load_front_end(config, checkpoint, path, device)
-        layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
-        return cls(
-            front_end, audio_network.to(**layout), generator.to(**layout), config["dataset"]
-        ).eval()
+        networks = place(audio_network, device), place(generator, device)
+        return cls(front_end, *networks, config["dataset"]).eval()
+
+
+def run_folder(path: Path) -> Path:
+    """The run of stage three that `path` means: `path` itself, or the newest complete run in the
+    results folder `path`."""
+    if (path / "checkpoint.pt").exists():
+        return path
+    return next(iter(complete_runs(path)), path)
+
+
+def complete_runs(results: Path) -> list[Path]:
+    """The complete runs of stage three in a results folder, the newest first, without those that
+    were moved aside."""
+    runs = []
+    for path in results.glob("*/metrics.json"):
+        if path.parent.suffix[1:].isdigit():
+            continue  # it was moved aside
+        try:
+            if read_json(path, "")["stage"] == "train_all":
+                runs.append(path)
+        except (UserError, LookupError, TypeError):  # a damaged one is not a complete run
+            continue
+    runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in runs]
 
 
 def load_front_end(
@@ -97,10 +130,13 @@ def load_front_end(
 
     Raises:
         UserError: if the code makes other sounds now.
+        ValueError: if the fingerprint has another number of frames than `config`.
     """
-    front_end = ImageToLogMel(Encoding(**config["encoding"]), config["frames"], config["hop"]).to(
-        device
-    )
+    encoding, frames, hop = Encoding(**config["encoding"]), config["frames"], config["hop"]
+    frames = frames_to_cover(encoding, hop) if frames is None else frames
+    if checkpoint["fingerprint"].shape != (frames, BANDS):
+        raise ValueError("its fingerprint does not fit its frames")  # which may fill the memory
+    front_end = ImageToLogMel(encoding, frames, hop).to(device)
     try:
         require_same_sounds(front_end, checkpoint["fingerprint"])
     except ValueError as error:

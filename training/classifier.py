@@ -50,7 +50,9 @@ def train_classifier(
     )
     classes = len(class_names(config.dataset, config.data_root))
     hashes = data_hashes(train=train, validation=validation)
-    run = Run(stage, config, device, name, hashes, draw_curves, classes=classes)
+    constant = isinstance(scheduler, torch.optim.lr_scheduler.MultiStepLR)  # but for its steps
+    prolongs = constant or "its learning rate falls over all epochs"
+    run = Run(stage, config, device, name, hashes, draw_curves, prolongs=prolongs, classes=classes)
     if run.finished_metrics:
         return run.finished_metrics
     first = run.start_or_resume(classifier=network, optimiser=optimiser, scheduler=scheduler)
@@ -95,7 +97,13 @@ def train_classifier(
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a classifier's run from its log."""
-    save_curves(folder, [["loss"], ["validation_accuracy"]])
+    save_curves(
+        folder,
+        {
+            "cross-entropy": {"loss": "training"},
+            "accuracy, a fraction": {"validation_accuracy": "validation part"},
+        },
+    )
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ class CudaGraphStep:
 
     def _eager_step(self, inputs: tuple) -> Any:
         """A step without a graph, on the stream on which it will be captured."""
+        assert self.stream
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream), cudnn_benchmark(self.try_algorithms):
             results = self.step(*inputs)

@@ -2,17 +2,17 @@
 soundscapes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from common.files import write_file
 from common.media import pyplot, write_sound
-from vggish import SAMPLE_RATE, ImageToLogMel
+from vggish import BANDS, SAMPLE_RATE, ImageToLogMel, band_of
 from voice_translator import to_pcm16
 
 
@@ -27,110 +27,119 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     write_file(path, picture.save)
 
 
-def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor) -> None:
-    """What was heard beside what was imagined: a row per class, pairs in it, the heard image left
-    and outlined.
+def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor, names: Sequence[str]) -> None:
+    """Draw heard and imagined images in pairs: a row for each class, with its name.
 
     Args:
-        heard: `(rows, pairs, 1, 64, 64)` in [-1, 1].
+        path: of the picture.
+        heard: `(rows, pairs, 1, 64, 64)` in [-1, 1]; each is drawn outlined, left in its pair.
         imagined: likewise.
+        names: of the rows.
     """
+    from torchvision.utils import make_grid  # it takes as long to import as PyTorch
+
     outlined = F.pad(heard[..., 2:-2, 2:-2], (2, 2, 2, 2), value=0.2)
-    # heard, imagined, heard, imagined, ...
-    pairs = torch.stack([outlined, imagined], dim=2).flatten(0, 2)
-    save_grid(path, pairs, columns=2 * heard.shape[1])
+    pairs = torch.stack([outlined, imagined], dim=2).flatten(0, 2)  # heard, imagined, heard, ...
+    columns, cell = 2 * heard.shape[1], 66
+    grid = make_grid(pairs, columns, normalize=True, value_range=(-1, 1))[0]
+    font = ImageFont.load_default(size=13)
+    left = 12 + int(max(font.getlength(name) for name in names))
+    canvas = Image.new("L", (left + grid.shape[1], 20 + grid.shape[0]))
+    canvas.paste(Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy()), (left, 20))
+    pen = ImageDraw.Draw(canvas)
+    for row, name in enumerate(names):
+        pen.text((left - 6, 20 + (row + 0.5) * cell), name, fill=255, font=font, anchor="rm")
+    for column in range(columns):
+        title = "imagined" if column % 2 else "heard"
+        middle = left + (column + 0.5) * cell
+        pen.text((middle, 10), title, fill=255, font=font, anchor="mm")
+    write_file(path, canvas.save)
 
 
 def save_labelled_rows(path: Path, titles: Sequence[str], rows: Sequence[Tensor]) -> None:
-    """A row of images for each title, `(N, 1, H, W)` in [-1, 1], one image of each row above
-    another."""
+    """Draw rows of images, `(N, 1, H, W)` in [-1, 1] each, with a title for each row."""
     plt = pyplot()
     columns = max(map(len, rows))
+    size = (columns, 1.15 * len(rows))
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(columns, 1.15 * len(rows)), layout="constrained", squeeze=False
+        len(rows), columns, figsize=size, layout="constrained", squeeze=False
     )
     for axis_row, title, images in zip(axes, titles, rows, strict=True):
-        for axis, image in zip(axis_row, images.cpu(), strict=True):
+        for axis in axis_row:
+            axis.set(xticks=(), yticks=(), frame_on=False)
+        for axis, image in zip(axis_row, images.cpu(), strict=False):
             axis.imshow(image[0].numpy(), cmap="gray", vmin=-1, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
         axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
     write_file(path, lambda beside: figure.savefig(beside, dpi=110))
     plt.close(figure)
 
 
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:
-    """The indices of the first `count` images of each class, `(classes, count)`: chosen by index,
-    not by beauty."""
-    firsts = [torch.nonzero(labels == digit)[:, 0] for digit in range(int(labels.max()) + 1)]
-    return torch.stack(
-        [index[torch.arange(count, device=index.device) % len(index)] for index in firsts]
-    )
+    """The indices of the first `count` images of each class that is present, `(classes, count)`."""
+    firsts = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    return torch.stack([one[torch.arange(count, device=one.device) % len(one)] for one in firsts])
 
 
-def save_curves(folder: Path, panels: Sequence[Sequence[str]]) -> None:
-    """Draw `curves.png` from `log.jsonl`: a panel for each group of names that have a unit in
-    common."""
+def save_curves(folder: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
+    """Draw `curves.png` from `log.jsonl`.
+
+    Args:
+        folder: of the run.
+        panels: title of a panel with its unit -> key in the log -> label of the curve.
+    """
     plt = pyplot()
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained"
-    )
-    for axis, names in zip(axes[0], panels, strict=True):
-        for name in names:
-            axis.plot(
-                [line["epoch"] for line in history],
-                [line[name] for line in history],
-                ".-",
-                label=name.replace("_", " "),
-            )
-        axis.set_xlabel("epoch")
+    epochs = [line["epoch"] for line in history]
+    size = (4.2 * len(panels), 3.2)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for key, label in curves.items():
+            axis.plot(epochs, [line[key] for line in history], ".-", label=label)
+        axis.set(xlabel="epoch", title=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(fontsize=8)
+    figure.suptitle(folder.name)
     write_file(folder / "curves.png", lambda path: figure.savefig(path, dpi=110))
     plt.close(figure)
 
 
-def save_soundscapes(folder: Path, ear: ImageToLogMel, images: Tensor, labels: Tensor) -> None:
-    """`soundscapes.png`: each image above its log-mel as the network hears it; `soundscapes.wav`:
-    the same, one after another, with half a second of silence between.
+def save_soundscapes(
+    folder: Path, front_end: ImageToLogMel, images: Tensor, names: Sequence[str]
+) -> None:
+    """Draw images above their log-mels, `soundscapes.png`; write their sounds, `soundscapes.wav`.
+
+    The sounds follow one another, with half a second of silence between them.
 
     Args:
+        folder: of the run.
+        front_end: images -> sounds and log-mels.
         images: `(N, H, W)` uint8.
-        labels: `(N,)`, for the titles.
+        names: the title of each.
     """
     plt = pyplot()
     with torch.no_grad():
-        sounds = ear.translator(images)
-        logmels = ear.log_mel(sounds)[:, 0].cpu().numpy()
-    seconds = ear.frames * ear.hop / SAMPLE_RATE
-    figure, axes = plt.subplots(
-        2, len(images), figsize=(1.5 * len(images), 3.4), layout="constrained", squeeze=False
-    )
-    for column, (image, label) in enumerate(
-        zip(images.cpu().numpy(), labels.tolist(), strict=True)
+        sounds = front_end.translator(images)
+        logmels = front_end.log_mel(sounds)[:, 0].cpu().numpy()
+    seconds = front_end.frames * front_end.hop / SAMPLE_RATE
+    size = (1.5 * len(images), 3.4)
+    figure, axes = plt.subplots(2, len(images), figsize=size, layout="constrained", squeeze=False)
+    look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": -4.6, "vmax": 3}
+    for above, below, image, logmel, name in zip(
+        *axes, images.cpu().numpy(), logmels, names, strict=True
     ):
-        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(str(label))
-        axes[0, column].axis("off")
-        shown = axes[1, column].imshow(
-            logmels[column].T,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=-4.6,
-            vmax=3,
-            extent=(0, seconds, 0, 64),
-        )
-        axes[1, column].axvline(ear.encoding.seconds, color="white", linewidth=0.6)
-        axes[1, column].set_xlabel("s")
-        if column:
-            axes[1, column].set_yticks([])
-    axes[1, 0].set_ylabel("mel band")
+        above.imshow(image, cmap="gray", vmin=0, vmax=255)
+        above.set_title(name)
+        above.axis("off")
+        shown = below.imshow(logmel.T, extent=(0, seconds, 0, BANDS), **look)
+        below.axvline(front_end.encoding.seconds, color="white", linewidth=0.6)
+        below.set(xlabel="s", yticks=())
+    hertz = (200, 500, 1000, 2000, 4000, 7000)
+    axes[1, 0].set_yticks([band_of(hz) for hz in hertz], [f"{hz:,}" for hz in hertz])
+    axes[1, 0].set_ylabel("Hz")
     figure.colorbar(shown, ax=axes[1], label="ln magnitude")
     write_file(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
     plt.close(figure)
-    gap = int(0.5 * ear.encoding.sample_rate)
-    one_after_another = F.pad(sounds, (0, gap)).movedim(0, -2).flatten(-2).cpu()
-    write_sound(folder / "soundscapes.wav", to_pcm16(one_after_another), ear.encoding.sample_rate)
+    rate = front_end.encoding.sample_rate
+    one_after_another = F.pad(sounds, (0, rate // 2)).movedim(0, -2).flatten(-2).cpu()
+    write_sound(folder / "soundscapes.wav", to_pcm16(one_after_another), rate)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from common.cli import progress_bar
+from common.cli import progress_bar, show_progress
 from common.files import UserError
 
 CHECKED_EVERY = 50  # steps after which a GPU is waited for, to see whether a loss was not finite
@@ -33,10 +34,22 @@ def epoch_batches(
     first `take` are used.
 
     The last, smaller batch is left out, unless it is the only one. A terminal shows a progress bar.
+    If there are fewer images than `take` or `batch`, a line says so once.
     """
+    if take and take > total:
+        say_once(f"--images-per-epoch is {take:,}, but there are {total:,} images; all are used.")
+    if batch > min(take or total, total):
+        say_once(
+            f"--batch is {batch:,}, more than an epoch's images; an epoch is one step of them."
+        )
     order = torch.randperm(total, generator=generator)[:take].to(device)
     used = order[: len(order) // batch * batch or len(order)]
     yield from progress_bar(used.split(batch), title)
+
+
+@cache
+def say_once(line: str) -> None:
+    print(line)
 
 
 def optimizer_step(loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
@@ -67,22 +80,21 @@ class RunningMean:
     def compute(self) -> float:
         if self.unread:
             self._check()
-        return float(self.total) / max(self.count, 1)
+        return self.total / max(self.count, 1)
 
     def _check(self) -> None:
         losses = torch.stack(self.unread).double()
         for step, loss in enumerate(losses.tolist(), self.count + 1):
             if not math.isfinite(loss):
                 raise divergence_error(f"{self.what} is {loss} in epoch {self.epoch}, step {step}")
-        self.total, self.count, self.unread = (
-            self.total + losses.sum(),
-            self.count + len(losses),
-            [],
-        )
+        self.total += losses.sum().item()
+        self.count += len(losses)
+        self.unread = []
+        show_progress(f"{self.what} {self.total / self.count:.4f}")
 
 
 def divergence_error(what: str) -> UserError:
     return UserError(
-        f"{what}: training diverged; lower the learning rate and start again; the checkpoints of the last finished "
-        "epoch are left as they were."
+        f"{what}: training diverged; lower the learning rate and start again. The checkpoints of "
+        "the last finished epoch are left as they were."
     )

@@ -1,21 +1,28 @@
 """The folder of a run and its record.
 
 A run lives in `results/<name>/`:
-    checkpoint.pt   the best epoch's networks, which later stages load; a plain dict, read with `weights_only=True`
-    last.pt         the last epoch's networks and optimisers, for `--resume`; removed when the run is complete
+    checkpoint.pt   the best epoch's networks, which later stages load; a plain dict, read with
+                    `weights_only=True`
+    last.pt         the last epoch's networks and optimisers, for `--resume`
     log.jsonl       one JSON line an epoch; the curves are drawn from it
-    metrics.json    the numbers at the end, with settings, seed, machine, versions, and the SHA-256 of the data, of the
-                    checkpoints of earlier stages and of its own; present when the run is complete
+    metrics.json    the numbers at the end, with settings, seed, machine, versions, and the SHA-256
+                    of the data, of the checkpoints of earlier stages and of its own; present when
+                    the run is complete
 
 An epoch counts as finished when last.pt is written. A new run never replaces an older one: the
-older one, complete or stopped, is moved to `<name>.1`, `<name>.2` and so on."""
+older one, complete or stopped, is moved to `<name>.1`, `<name>.2` and so on.
+
+A complete run can be prolonged by `--resume` with more epochs, where the schedule allows it: the
+learning rate stays that of the last epoch, or falls at `late_epoch` if that comes later. The run
+keeps last.pt for this, of up to three times the size of checkpoint.pt: 0.9 GB for stage one at the
+published width. If you will not prolong it, you may delete last.pt. Other runs remove it."""
 
 import dataclasses
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +57,6 @@ LEAVE_OUT = "leave out --resume to start from the beginning"
 WRITE_AGAIN = "run the script that writes it again"
 
 
-# What a run may have left in its folder before it finished an epoch.
-OWN_FILES = (
-    "checkpoint.pt",
-    "last.pt",
-    "log.jsonl",
-    "curves.png",
-    "*_[0-9][0-9][0-9].png",
-    "soundscapes.*",
-)
-
-
 class Run:
     """The folder of one run, `<results>/<name>/`, and its record.
 
@@ -74,6 +70,7 @@ class Run:
             and at the end.
         fingerprint: `audio_fingerprint` of the sounds, `(frames, 64)`; kept in the checkpoint.
             None: the run hears nothing.
+        prolongs: whether `--resume` may have more epochs than the run had; if not, the reason.
         upstream: what the run takes from earlier stages, such as their encoding; part of the
             checkpoint's config.
 
@@ -85,10 +82,13 @@ class Run:
     def __init__(
         self, stage: str, config: Any, device: torch.device, name: str | None = None,
         sha256: dict[str, str] | None = None, draw: Callable[[Path], Any] | None = None,
-        fingerprint: Tensor | None = None, **upstream: Any,
+        fingerprint: Tensor | None = None,
+        prolongs: Literal[True] | str = "its schedule depends on the number of epochs",
+        **upstream: Any,
     ) -> None:  # fmt: skip
         self.stage, self.device, self.seed, self.draw = stage, device, config.seed, draw
-        self.folder = Path(config.results) / (name or stage)
+        self.results, self.prolongs = Path(config.results), prolongs
+        self.folder = self.results / (name or stage)
         self.config = {**config_to_dict(config), **upstream}
         self.sha256, self.fingerprint = sha256 or {}, fingerprint
         self.history: list[dict] = []
@@ -103,37 +103,52 @@ class Run:
         check_writable(self.folder)
         self.finished_metrics: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
+        last = self.folder / "last.pt"
+        longer = False
         if config.resume and is_complete(self.folder):
-            self.finished_metrics = read_metrics(self.folder, LEAVE_OUT)
-            self._require_unchanged("metrics.json", self.finished_metrics)
-            (self.folder / "last.pt").unlink(
-                missing_ok=True
-            )  # the run may have been killed just before this
-            unlock_folder(self.folder)
-            print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
-        elif config.resume and (self.folder / "last.pt").exists():
-            self._last = load_checkpoint(self.folder / "last.pt", stage, LEAVE_OUT)
+            metrics = read_metrics(self.folder, LEAVE_OUT)
+            longer = self._require_unchanged("metrics.json", metrics)
+            if longer and not last.exists():
+                raise UserError(f"{last} is missing, so the run cannot be prolonged; {LEAVE_OUT}.")
+            if not longer:
+                self.finished_metrics = metrics
+                self._discard_last()  # the run may have been killed just before this
+                unlock_folder(self.folder)
+                print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
+        if config.resume and not self.finished_metrics and last.exists():
+            self._last = load_checkpoint(last, stage, LEAVE_OUT)
             self._require_unchanged("last.pt", self._last)
 
-    def _require_unchanged(self, file: str, record: dict[str, Any]) -> None:
-        """Refuse to go on with a run that was begun with other settings, or from other files."""
+    def _require_unchanged(self, file: str, record: dict[str, Any]) -> bool:
+        """Refuse to go on with a run that was begun with other settings, or from other files;
+        returns whether it shall have more epochs."""
         then = record["config"]
         changed = changed_hyperparameters(then, self.config)
+        before, now = (settings.get("epochs") for settings in (then, self.config))
+        longer = isinstance(before, int) and isinstance(now, int) and now > before
+        if longer and changed == ["epochs"]:
+            if self.prolongs is not True:
+                raise UserError(
+                    f"{self.folder} was begun with {before} epochs and cannot be prolonged, "
+                    f"because {self.prolongs}; set --epochs {before}, or {LEAVE_OUT}."
+                )
+            changed = []
         if changed:
             raise UserError(
                 f"{self.folder}/{file} was made with another {', '.join(changed)} "
                 f"({', '.join(f'{key}: {then.get(key)}' for key in changed)}); "
                 f"set the header back, or {LEAVE_OUT}."
             )
-        before = record.get("sha256")
-        if not isinstance(before, dict):
+        recorded = record.get("sha256")
+        if not isinstance(recorded, dict):
             raise UserError(f"{self.folder}/{file} is damaged; {LEAVE_OUT}.")
-        others = [name for name, digest in self.sha256.items() if before.get(name) != digest]
+        others = [name for name, digest in self.sha256.items() if recorded.get(name) != digest]
         if others:
             raise UserError(
-                f"{self.folder}/{file} was made from another {', '.join(others)} than is here now; put it back, or "
-                f"{LEAVE_OUT}."
+                f"{self.folder}/{file} was made from another {', '.join(others)} than is here now; "
+                f"put it back, or {LEAVE_OUT}."
             )
+        return longer
 
     def start_or_resume(self, **parts: Any) -> int:
         """Load the state of `parts` (networks, optimisers, schedulers) with `--resume`; return the
@@ -154,12 +169,16 @@ class Run:
             setup_before = last["compute_setup"]
             if [line["epoch"] for line in self.history] != list(range(1, last["epoch"] + 1)):
                 raise ValueError("its epochs do not follow one another")
+        if is_complete(self.folder):
+            (self.folder / "metrics.json").unlink()
+            print(f"{self.folder} is prolonged to {self.config['epochs']} epochs.")
         if self.best == last["epoch"]:  # the process may have ended before this was written
             save_tensors(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
         print(f"resumed: {self.folder} after epoch {last['epoch']}")
         if setup_before != self.compute_setup:
             print(
-                f"It began with {setup_before}. It goes on with {self.compute_setup}, so the result will differ."
+                f"It began with {setup_before}. "
+                f"It goes on with {self.compute_setup}, so the result will differ."
             )
         return last["epoch"] + 1
 
@@ -169,25 +188,24 @@ class Run:
         if is_complete(self.folder):
             require_same_script(self.folder, self.stage)
         with explain_write_errors(self.folder):
-            if is_complete(self.folder) or (self.folder / "last.pt").exists():
-                kind = "complete" if is_complete(self.folder) else "stopped"
+            complete = is_complete(self.folder)
+            if complete or list(self.folder.glob("*.pt")):
                 aside = move_aside(self.folder)
                 self.folder.resolve().mkdir(exist_ok=True)
-                print(f"The {kind} run that was there is now in {aside} ({folder_megabytes(aside):.0f} MB). Delete it when "
-                      "you no longer need it.")  # fmt: skip
+                print(
+                    f"The {'complete' if complete else 'stopped'} run that was there is now in "
+                    f"{aside} ({folder_megabytes(aside):.0f} MB). Delete it when you no longer "
+                    "need it."
+                )
             here = sorted(
                 path.name for path in self.folder.iterdir() if not path.name.startswith(".")
             )
             if here and "log.jsonl" not in here:
                 raise UserError(
-                    f"{self.folder} holds {here[0]}, but no run; give another --results or --name, or empty the folder."
+                    f"{self.folder} holds {here[0]}, but no run; give another --results or --name, "
+                    "or empty the folder."
                 )
-            for pattern in OWN_FILES:
-                for path in self.folder.glob(pattern):
-                    if (
-                        path.name != "log.jsonl"
-                    ):  # it marks the folder as a run's, before the first picture is drawn
-                        path.unlink()
+        # it marks the folder as a run's, before the first picture is drawn
         write_file(self.folder / "log.jsonl", lambda path: path.write_text(""))
 
     def end_epoch(self, record: dict[str, Any], best: bool, line: str = "") -> None:
@@ -201,7 +219,8 @@ class Run:
         for name, network in self.networks.items():
             if not all_finite(network.state_dict()):
                 raise divergence_error(
-                    f"the weights of the {name} are not finite at the end of epoch {record['epoch']}"
+                    f"the weights of the {name} are not finite at the end of epoch "
+                    f"{record['epoch']}"
                 )
         self._require_present()
         now = time.perf_counter()
@@ -220,13 +239,16 @@ class Run:
             "history": self.history,
             "best": self.best,
         }
-        save_tensors(
-            self.folder / "last.pt", {**last, "compute_setup": self.compute_setup}
-        )  # the epoch counts from here on
+        # The epoch counts from here on.
+        save_tensors(self.folder / "last.pt", {**last, "compute_setup": self.compute_setup})
         if best:
             save_tensors(self.folder / "checkpoint.pt", self._checkpoint(record))
         if line:
-            print(f"{line}, {record['seconds']:.1f} s", flush=True)
+            epochs_left = self.config.get("epochs", 0) - record["epoch"]
+            left = epochs_left * sum(line["seconds"] for line in self.history) / len(self.history)
+            left = f"{left / 60:.0f} min" if left > 99 else f"{left:.0f} s"
+            said = f", {left} left" if epochs_left > 0 else ""
+            print(f"{line}, {record['seconds']:.1f} s{said}", flush=True)
 
     def load_best(self) -> int:
         """Load the best epoch's networks, and return that epoch."""
@@ -251,6 +273,7 @@ class Run:
         self._draw()
         path = self.folder / "checkpoint.pt"
         checkpoint = load_checkpoint(path, self.stage, "start again")
+        checkpoint["config"] = self.config  # an epoch before the run was prolonged has another
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
         sha256 = {**self.sha256, **(sha256 or {})}
         save_tensors(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
@@ -266,8 +289,34 @@ class Run:
             self.folder / "metrics.json",
             lambda path: path.write_text(json.dumps(record, indent=1) + "\n"),
         )
-        (self.folder / "last.pt").unlink(missing_ok=True)
+        self._discard_last()
+        self._name_stale_runs(record["sha256"]["checkpoint.pt"])
         unlock_folder(self.folder)
+
+    def _discard_last(self) -> None:
+        if self.prolongs is not True:
+            (self.folder / "last.pt").unlink(missing_ok=True)
+
+    def _name_stale_runs(self, sha256: str) -> None:
+        """Print which runs of stage three in `results` were made from another run of this stage
+        than is here now, with the SHA-256 `sha256` of its checkpoint."""
+        stale = []
+        for path in sorted(self.results.glob("*/metrics.json")):
+            if path.parent.suffix[1:].isdigit():
+                continue  # it was moved aside
+            try:
+                record = read_metrics(path.parent)
+                made_from = path.parent / record["config"]["upstream"][self.stage]
+                before = record["sha256"][f"{self.stage}/checkpoint.pt"]
+            except (UserError, LookupError, TypeError):  # of another stage, or damaged
+                continue
+            if made_from.resolve() == self.folder.resolve() and before != sha256:
+                stale.append(f"{path.parent}")
+        if stale:
+            print(
+                f"{', '.join(stale)} and the ratings in there do not fit the new {self.stage}; run "
+                "train_all.py again."
+            )
 
     def _draw(self) -> None:
         if self.draw:
@@ -278,7 +327,8 @@ class Run:
     def _require_present(self) -> None:
         if not self.folder.is_dir() or not still_locked(self.folder):
             raise UserError(
-                f"{self.folder} was removed while the run went on; start again, and leave the folder where it is."
+                f"{self.folder} was removed while the run went on; start again, and leave the "
+                "folder where it is."
             )
 
     def _checkpoint(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -338,7 +388,8 @@ def require_same_script(folder: Path, stage: str) -> None:
         return
     if there != stage:
         raise UserError(
-            f"{folder} holds what {there} left, which this would replace; give another folder or --name."
+            f"{folder} holds what {there} left, which this would replace; give another "
+            "folder or --name."
         )
 
 
@@ -355,20 +406,30 @@ def read_metrics(folder: Path, hint: str = WRITE_AGAIN) -> dict[str, Any]:
     return record
 
 
-def read_log(path: Path, hint: str = WRITE_AGAIN) -> list[dict[str, float]]:
+def read_log(
+    path: Path, hint: str = WRITE_AGAIN, numbers: tuple[str, ...] = ()
+) -> list[dict[str, float]]:
     """The lines of a run's log.jsonl.
 
+    Args:
+        path: of the file.
+        hint: the command that writes it again.
+        numbers: names that every line must have, besides `epoch`.
+
     Raises:
-        UserError: if they are missing or damaged.
+        UserError: if they are missing or damaged, or text stands where a number belongs.
     """
     lines = read_json(path, hint, lines=True)
     with explain_malformed(path, hint):
         if not lines or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
             raise ValueError("its epochs do not follow one another")
-        if not all(
-            isinstance(value, int | float | str) for line in lines for value in line.values()
-        ):
-            raise ValueError("a line holds more than numbers")
+        for line in lines:
+            for name in numbers:
+                line[name]  # a line without it is malformed
+            for name, value in line.items():
+                kind = str if name == "failure" else int | float  # of the GAN, a sentence
+                if not isinstance(value, kind):
+                    raise ValueError(f"{name[:50]} is no number")
     return lines
 
 

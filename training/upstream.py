@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from common.checkpoint import load_checkpoint, load_network, training_command
+from common.device import place
 from common.files import UserError, explain_malformed
 from models.generator import Generator
 from models.judge_cnn import CNNJudge
@@ -133,7 +134,7 @@ def load_audio_network(
             checkpoint["networks"]["vggish"],
             path,
         )
-    return front_end, network.to(device, memory_format=torch.channels_last).eval(), config
+    return front_end, place(network, device).eval(), config
 
 
 def load_generator(run: Path, device: torch.device | str = "cpu") -> Generator:
@@ -144,7 +145,7 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> Generator:
     with explain_malformed(path, "run emnist_dcgan.py"):
         width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
         generator = load_network(lambda: Generator(width), state, path)
-    return generator.to(device, memory_format=torch.channels_last).eval()
+    return place(generator, device).eval()
 
 
 def load_classifier(run: Path, dataset: str | None, device: torch.device | str = "cpu") -> LeNet:
@@ -175,9 +176,10 @@ def _load_frozen(
         learned, classes = checkpoint["config"]["dataset"], checkpoint["config"]["classes"]
         if dataset and learned != dataset:
             raise UserError(
-                f"{path} learned {learned}, but stage one learned {dataset}; {hint} --dataset {dataset}."
+                f"{path} learned {learned}, but stage one learned {dataset}; {hint} --dataset "
+                f"{dataset}."
             )
         network: nn.Module = load_network(
             lambda: kind(classes), checkpoint["networks"]["classifier"], path
         )
-    return network.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    return place(network, device).requires_grad_(False).eval()
