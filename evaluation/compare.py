@@ -1,129 +1,104 @@
-"""Several ratings side by side, mean and spread over seeds: what `evaluate.py --compare` says."""
+"""The comparison of ratings, with mean and spread over seeds."""
 
 import json
 import statistics
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from common.files import UserError, file_sha256, read_json, write_file
-from common.locks import lock_folder, unlock_folder
+from common.locks import unlock_folder
 from common.provenance import code_revision, package_versions
-from training.run import NOT_HYPERPARAMETERS, config_to_dict, is_complete, require_same_script
+from evaluation.rating import move_older_aside, reserve_output
+from training.run import NOT_HYPERPARAMETERS
 
+
+def at(place: str) -> Callable[[dict], Any]:
+    """A function that takes the number at `place` out of a rating, such as `ssim.mean`."""
+    return lambda rating: reduce(lambda part, key: part[key], place.split("."), rating)
+
+
+# Name -> title, and a function that takes the number out of a rating.
 COLUMNS: dict[str, tuple[str, Callable[[dict], float]]] = {
-    "classifier": (
-        "read right by the classifier that was to be pleased",
-        lambda m: m["classifier"]["accuracy"],
-    ),
-    "residual": ("read right by the residual judge", lambda m: m["judges"]["residual"]["accuracy"]),
-    "transformer": (
-        "read right by the transformer",
-        lambda m: m["judges"]["transformer"]["accuracy"],
-    ),
-    "kernel": ("read right by the kernel classifier", lambda m: m["judges"]["kernel"]["accuracy"]),
-    "judges_mean": ("the same, mean of the three judges", lambda m: m["judges_mean"]["accuracy"]),
-    "worst_digit": (
-        "the same, the digit that fares worst",
-        lambda m: m["judges_mean"]["worst_digit"],
-    ),
-    "frechet_distance": (
-        "Frechet distance to real digits",
-        lambda m: m["realism"]["imagined"]["frechet_distance"],
-    ),
-    "precision": ("precision", lambda m: m["realism"]["imagined"]["precision"]),
-    "recall": ("recall", lambda m: m["realism"]["imagined"]["recall"]),
-    "ssim": ("SSIM with the heard image", lambda m: m["ssim"]["mean"]),
-    "correlation": ("correlation with the heard image", lambda m: m["correlation"]["mean"]),
-    "retrieval": ("retrieval", lambda m: m["retrieval"]["overall"]["accuracy"]),
-    "retrieval_within_class": (
-        "retrieval within the class",
-        lambda m: m["retrieval"]["within_class"]["accuracy"],
-    ),
-    "diversity": ("diversity within a class", lambda m: m["diversity"]["mean"]),
-    "sound_classifier": (
-        "for comparison: sounds told apart by stage one",
-        lambda m: m["sound_classifier"]["accuracy"],
-    ),
-}
+    "classifier": ("right by the classifier of the training", at("classifier.accuracy")),
+    "cnn": ("right by judge cnn", at("judges.cnn.accuracy")),
+    "vit": ("right by judge vit", at("judges.vit.accuracy")),
+    "kernel": ("right by judge kernel", at("judges.kernel.accuracy")),
+    "judges_mean": ("right, mean of the three judges", at("judges_mean.accuracy")),
+    "worst_class": ("right, the worst class by this mean", at("judges_mean.worst_class")),
+    "frechet_distance": ("Frechet distance to real ones", at("realism.imagined.frechet_distance")),
+    "precision": ("precision", at("realism.imagined.precision")),
+    "recall": ("recall", at("realism.imagined.recall")),
+    "ssim": ("SSIM with the heard image", at("ssim.mean")),
+    "correlation": ("correlation with the heard image", at("correlation.mean")),
+    "retrieval": ("retrieval", at("retrieval.overall.accuracy")),
+    "retrieval_within_class": ("retrieval within the class", at("retrieval.within_class.accuracy")),
+    "diversity": ("diversity within a class", at("diversity.mean")),
+    "sound_classifier": ("for comparison: sounds, by stage one", at("sound_classifier.accuracy")),
+}  # fmt: skip
 
 
 def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
-    """Set ratings side by side: mean and sample standard deviation over the runs that differ in
-    seeds only.
+    """Compare ratings: mean and sample standard deviation over the runs that differ in seeds only.
+
+    Args:
+        folders: each a run with a rating in it, or the folder of a rating.
+        output: the folder to write into.
 
     Raises:
-        UserError: if a rating is missing, unreadable or foreign, or two have the same settings and
-            the same seeds.
+        UserError: if a rating is missing, malformed or of an older run, or two have the same
+            settings and the same seeds.
     """
     groups: dict[str, list[tuple[Path, dict]]] = {}
     for folder in folders:
-        path, metrics = read_rating(folder)
-        name = f"{metrics['config']['name']}/checkpoint.pt"
-        rated = path.parent.parent / name
-        here = metrics["config"].get("output") is None and rated.is_file()
-        if here and file_sha256(rated) != metrics["sha256"].get(name):
-            raise UserError(
-                f"{path} is of another run than {rated.parent} holds now; run evaluate.py on it again."
-            )
-        groups.setdefault(json.dumps(settings_of(metrics), sort_keys=True), []).append(
-            (path, metrics)
-        )
+        path, rating = read_rating(folder)
+        require_fresh(path, rating)
+        key = json.dumps(settings_of(rating), sort_keys=True)
+        groups.setdefault(key, []).append((path, rating))
     differing = differing_settings([json.loads(key) for key in groups])
-    names = [
-        " ".join(dict.fromkeys(title_of(metrics) for _, metrics in members))
-        for members in groups.values()
-    ]
+    titles = [title_of([rating for _, rating in members]) for members in groups.values()]
     rows = []
-    for column, (members, differs) in enumerate(zip(groups.values(), differing, strict=True)):
-        seeds = [seeds_of(metrics) for _, metrics in members]
+    for title, members, settings in zip(titles, groups.values(), differing, strict=True):
+        ratings = [rating for _, rating in members]
+        seeds = [seeds_of(rating) for rating in ratings]
         for position, one in enumerate(seeds):
             if one in seeds[:position]:
                 first, again = members[seeds.index(one)][0], members[position][0]
                 raise UserError(
                     f"{first} and {again} rate the same settings and seeds; give each run once."
                 )
+        joint = [rating["stages"]["train_all"] for rating in ratings]
+        folder = members[0][0].parent
+        unique = titles.count(title) == 1
         rows.append(
             {
-                "name": names[column]
-                + (f" ({column + 1})" if names.count(names[column]) > 1 else ""),
-                "settings": differs,  # those in which the rows are not all alike
+                "name": title if unique else f"{folder.parent if is_inside(folder) else folder}",
+                "settings": settings,  # those in which the rows differ
                 "ratings": [str(path) for path, _ in members],
-                "seeds": [metrics["stages"]["train_all"]["seed"] for _, metrics in members],
+                "seeds": [stage["seed"] for stage in joint],
                 "shared": [
                     stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)
                 ],
-                "digits": members[0][1]["classifier"]["images"],
-                "searched": members[0][1]["retrieval"]["overall"]["images"],
-                "residual_judges": sorted(
-                    {str(metrics["residual_judge"]) for _, metrics in members}
-                ),
-                **{  # of stage three
-                    what: sorted(
-                        {str(metrics["stages"]["train_all"][what]) for _, metrics in members}
-                    )
-                    for what in ("machine", "revision")
-                },
+                "images": ratings[0]["classifier"]["images"],
+                "searched": ratings[0]["retrieval"]["overall"]["images"],
+                "cnn_judges": sorted({str(rating["cnn_judge"]) for rating in ratings}),
+                "machine": sorted({str(stage["machine"]) for stage in joint}),
+                "revision": sorted({str(stage["revision"]) for stage in joint}),
                 "columns": {
-                    name: spread([get(metrics) for _, metrics in members])
+                    name: spread([get(rating) for rating in ratings])
                     for name, (_, get) in COLUMNS.items()
                 },
             }
         )
-    record = {
-        "stage": "compare",
-        "rows": rows,
-        "revision": code_revision(),
-        "versions": package_versions(),
-    }
+    made = {"revision": code_revision(), "versions": package_versions()}
+    record = {"stage": "compare", "config": {}, "rows": rows, **made}
     table = comparison_table(rows)
-    lock_folder(output)
-    if is_complete(output):
-        require_same_script(output, "compare")
+    reserve_output(output, "compare")
+    move_older_aside(output)
     write_file(output / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
-    write_file(
-        output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n")
-    )
+    text = json.dumps(record, indent=1) + "\n"
+    write_file(output / "metrics.json", lambda path: path.write_text(text))
     unlock_folder(output)
     print(f"{table}\n{output}/table.md, {output}/metrics.json")
     return record
@@ -132,89 +107,105 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
 def read_rating(
     folder: Path, hint: str = "run evaluate.py on its run again"
 ) -> tuple[Path, dict[str, Any]]:
-    """The metrics.json of a rating, and where it was: in `folder`, or in `evaluation/` of the
-    results folder `folder`."""
-    path = (
-        folder / "metrics.json"
-        if (folder / "metrics.json").exists()
-        else folder / "evaluation" / "metrics.json"
-    )
+    """Read the rating in `folder`, or in `evaluation/` of the run `folder`; returns the path of its
+    metrics.json, and what that says.
+
+    Raises:
+        UserError: if there is none, or it is malformed.
+    """
+    inside = folder / "evaluation" / "metrics.json"
+    path = inside if inside.is_file() else folder / "metrics.json"
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; run evaluate.py on its run first."
+            f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; "
+            "run evaluate.py on its run first."
         )
-    metrics = read_json(path, hint)
+    rating = read_json(path, hint)
     try:
-        if metrics["stage"] != "evaluate":
-            raise UserError(
-                f"{path} was written by {metrics['stage']}.py; give a folder that evaluate.py wrote."
-            )
-        settings_of(metrics), seeds_of(metrics), metrics["config"]["name"], dict(metrics["sha256"])
-        metrics["ssim"]["white"], metrics["residual_judge"]  # which older ones lack
-        metrics["stages"]["train_all"]["machine"], metrics["stages"]["train_all"]["revision"]
-        [float(get(metrics)) for _, get in COLUMNS.values()]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no rating of this version ({error!r}); {hint}.") from error
-    return path, metrics
+        stage = rating["stage"]
+        if stage == "evaluate":
+            settings_of(rating)
+            dict(rating["sha256"])
+            lacking = {"cnn_judge"} - rating.keys()
+            lacking |= {"machine", "revision"} - rating["stages"]["train_all"].keys()
+            if lacking:
+                raise LookupError(f"no {', '.join(sorted(lacking))}")
+            numbers = [get(rating) for _, get in COLUMNS.values()]
+            numbers += [*seeds_of(rating).values(), rating["config"]["refine_steps"]]
+            texts = [rating["config"]["name"], rating["config"]["part"]]
+            if not all(isinstance(value, int | float) for value in numbers):
+                raise ValueError("text stands where a number belongs")
+            if not all(isinstance(value, str) for value in texts):
+                raise ValueError("its config is malformed")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is no rating of this version ({error!r:.200}); {hint}.") from error
+    if stage != "evaluate":
+        raise UserError(
+            f"{path} was written by {stage}.py; give a run that evaluate.py rated, or a rating."
+        )
+    return path, rating
 
 
-def title_of(metrics: dict[str, Any]) -> str:
-    """The name of the run, and how it was rated where that is not the custom."""
-    config = metrics["config"]
-    how = {
-        "second thoughts": config["refine_steps"],
-        "validation part": config["part"] == "validation",
-    }
-    return ", ".join([config["name"], *(said for said, so in how.items() if so)])
+def is_inside(folder: Path) -> bool:
+    """Whether the rating in `folder` lies inside a run of stage three."""
+    return (folder.parent / "checkpoint.pt").is_file()
 
 
-def settings_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the run and its judges were made with, but for seeds, names and places. A
-    setting that an older run did not know yet has its default, by which, as is the custom here,
-    nothing changed."""
-    scripts = {
-        script.__name__: script
-        for script in (train_vggish, mnist_classify_train, emnist_dcgan, train_all)
-    }
-    scripts["judge"] = mnist_classify_train
-    configs = {
-        stage: {**config_to_dict(scripts[stage].Config()), **entry["config"]}
-        for stage, entry in metrics["stages"].items()
-    }
-    configs["judges"] = metrics["judge_settings"]
-    configs["evaluate"] = {key: metrics["config"][key] for key in ("part", "refine_steps")}
-    configs["evaluate"] |= {
-        "digits": metrics["classifier"]["images"],
-        "searched": metrics["retrieval"]["overall"]["images"],
-    }
-    left_out = {*NOT_HYPERPARAMETERS, "seed", "name"}
-    flat = {
-        f"{stage}.{key}": value
-        for stage, c in configs.items()
-        for key, value in c.items()
-        if key not in left_out
-    }
-    encodings = {key: flat.pop(key) for key, value in list(flat.items()) if isinstance(value, dict)}
-    return flat | {
-        f"{key}.{field}": value
-        for key, encoding in encodings.items()
-        for field, value in encoding.items()
-    }
+def require_fresh(path: Path, rating: dict[str, Any]) -> None:
+    """Refuse a rating inside a run that is not the run which it rates.
+
+    Raises:
+        UserError: if the run was replaced.
+    """
+    checkpoint = path.parent.parent / "checkpoint.pt"
+    hashed = rating["sha256"].get("train_all/checkpoint.pt")
+    if is_inside(path.parent) and hashed != file_sha256(checkpoint):
+        raise UserError(f"the rating in {path.parent} is of an older run; run evaluate.py again.")
 
 
-def seeds_of(metrics: dict[str, Any]) -> dict[str, int]:
-    return {stage: entry["seed"] for stage, entry in metrics["stages"].items()}
+def title_of(ratings: list[dict[str, Any]]) -> str:
+    """The names of the runs, and how they were rated where that is not the default."""
+    names = " ".join(dict.fromkeys(rating["config"]["name"] for rating in ratings))
+    refined = ", refined" if ratings[0]["config"]["refine_steps"] else ""
+    part = ", validation part" if ratings[0]["config"]["part"] == "validation" else ""
+    return f"{names}{refined}{part}"
+
+
+def settings_of(rating: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of the run, its judges and its rating, without seeds, names and places."""
+    configs = {stage: entry["config"] for stage, entry in rating["stages"].items()}
+    configs["evaluate"] = {
+        "part": rating["config"]["part"],
+        "refine_steps": rating["config"]["refine_steps"],
+        "images": rating["classifier"]["images"],
+        "searched": rating["retrieval"]["overall"]["images"],
+    }
+    flat: dict[str, Any] = {}
+    for stage, config in configs.items():
+        for key, value in config.items():
+            if key in (*NOT_HYPERPARAMETERS, "seed", "name"):
+                continue
+            if isinstance(value, dict):  # an encoding
+                flat |= {f"{stage}.{key}.{field}": one for field, one in value.items()}
+            else:
+                flat[f"{stage}.{key}"] = value
+    return flat
+
+
+def seeds_of(rating: dict[str, Any]) -> dict[str, int]:
+    """Stage -> its seed."""
+    return {stage: entry["seed"] for stage, entry in rating["stages"].items()}
 
 
 def differing_settings(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each, what is not alike in all of them."""
+    """For each, the settings in which not all of them agree."""
     keys = sorted({key for one in settings for key in one})
     unlike = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
     return [{key: one.get(key) for key in unlike} for one in settings]
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, and sample standard deviation over the seeds, which one seed does not tell."""
+    """Mean, and sample standard deviation; None for one value."""
     return {
         "mean": statistics.fmean(values),
         "spread": statistics.stdev(values) if len(values) > 1 else None,
@@ -223,42 +214,42 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a column for each row of settings, a line for each number."""
+    """Write the rows as Markdown: a column for each row, a line for each number."""
 
     def shown(column: dict[str, Any]) -> str:
-        return f"{column['mean']:.4f}" + (
-            "" if column["spread"] is None else f" ± {column['spread']:.4f}"
-        )
+        deviation = "" if column["spread"] is None else f" ± {column['spread']:.4f}"
+        return f"{column['mean']:.4f}{deviation}"
 
     lines = [["", *(row["name"] for row in rows)], ["---"] * (len(rows) + 1)]
     lines.append(["seeds", *(", ".join(map(str, row["seeds"])) for row in rows)])
-    lines.append(["digits heard", *(str(row["digits"]) for row in rows)])
+    lines.append(["images heard", *(str(row["images"]) for row in rows)])
+    lines.append(["images searched by retrieval", *(str(row["searched"]) for row in rows)])
     for name, (title, _) in COLUMNS.items():
         lines.append([title, *(shown(row["columns"][name]) for row in rows)])
-        if name == "retrieval":
-            lines[-1] = [
-                "retrieval, among",
-                *(f"{row['searched']}: {shown(row['columns'][name])}" for row in rows),
-            ]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    table += "\nMean ± sample standard deviation over the seeds; accuracies, precision and recall are fractions.\n"
+    table += (
+        "\nMean ± sample standard deviation over the seeds; accuracies, precision and recall are "
+        "fractions.\n"
+    )
     single = [row["name"] for row in rows if len(row["seeds"]) == 1]
     if single:
         table += f"One seed only, so the spread is unknown: {', '.join(single)}.\n"
-    in_features = "Frechet distance, precision and recall are in the features of the residual judge"
-    if len({tuple(row["residual_judges"]) for row in rows}) > 1:
-        table += f"{in_features}, and not all rows have the same: in these three they cannot be compared.\n"
-    if any(len(row["residual_judges"]) > 1 for row in rows):
-        table += f"{in_features}, of which a row has several: their spread is of judges and runs together.\n"
+    features = "Frechet distance, precision and recall are in the features of the judge cnn"
+    if len({tuple(row["cnn_judges"]) for row in rows}) > 1:
+        table += f"{features}. Not all rows have the same one, so do not compare these three.\n"
+    if any(len(row["cnn_judges"]) > 1 for row in rows):
+        table += f"{features}. A row has several, so its spread is of judges and runs together.\n"
     for row in rows:
         for what in ("machine", "revision"):
             if len(row[what]) > 1:
-                table += f"{row['name']}: not all of one {what}: {'; '.join(row[what])}.\n"
+                table += f"{row['name']}: more than one {what}: {'; '.join(row[what])}.\n"
         if len(row["seeds"]) > 1 and row["shared"]:
-            table += f"{row['name']}: these stages have a seed in common, so that the spread leaves theirs out: "
-            table += f"{', '.join(row['shared'])}.\n"
+            table += (
+                f"{row['name']}: some runs share the seed of these stages, so the spread leaves "
+                f"them out: {', '.join(row['shared'])}.\n"
+            )
         settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
-        table += (
-            f"{row['name']}: {settings or 'the same settings in all'}.\n" if len(rows) > 1 else ""
-        )
+        if len(rows) > 1:
+            table += f"{row['name']}: {settings or 'the same settings in all'}.\n"
+        table += f"{row['name']}: {', '.join(row['ratings'])}\n"
     return table

@@ -1,190 +1,169 @@
-"""Is it hearing? The controls of a run of stage three: what must fail if it is, what cannot have
-leaked, and its limits.
+"""The controls of a run of stage three: does the model hear, and what are its limits?
 
-    python controls.py                                # of results/train_all
-    python controls.py --name train_all_published     # or another run of stage three
+`evaluate.py --controls` writes `controls/` into the run: metrics.json, every number as a fraction,
+and two pictures.
 
-Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears
-the whole test set once for each control, and writes `results/controls/` (for another `--name`:
-`results/controls_<name>/`; with second thoughts: `results/controls_second_thoughts/`):
-metrics.json, every number as a fraction, and two pictures.
-
-* Another encoding: the same digits, sounded by a scheme that was not learned. A machine that hears must fail.
-* Permuted sounds: the sounds in another order than the images. It must draw the digit of the sound.
-* Twins: EMNIST and MNIST both stem from NIST's Special Database 19, so the memory may hold another copy of the very scan
-  that is heard. Test digits are compared with everything in the memory, `twins.png` shows the most
-  similar pairs, and the digits with a twin are rated apart from those without.
-* Never heard: handwritten letters where the memory's file has them, printed letters and simple shapes, in `unheard.png`.
-"""
+* Other encodings: the same images, turned into sound by an encoding that was not learned. A model that hears must fail.
+* Shuffled sounds: the sounds in another order than the images. The model must draw the class of the sound.
+* Near-duplicates: EMNIST and MNIST both stem from NIST's Special Database 19, so the GAN may have learned from another copy
+  of a test image. `near_duplicates.png` shows the most similar pairs; test images with and without a near-duplicate are
+  rated apart.
+* Out of distribution: letters and simple shapes, in `out_of_distribution.png`.
+"""  # noqa: E501
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.device import choose_device, device_name
-from common.files import check_writable, explain_malformed, write_file
-from common.locks import lock_folder, unlock_folder
+from common.device import device_name
+from common.files import explain_malformed, write_file
+from common.locks import unlock_folder
 from common.provenance import code_revision, package_versions
-from data import Digits, default_root, load_digits, load_gan_images
+from data import Digits, class_names, load_digits, load_gan_images
 from data.resize import upsample
 from data.synthetic import printed_letters, simple_shapes
-from evaluation.imagine import imagine, load_refiner
+from evaluation.imagine import LatentRefiner, imagine, load_refiner
 from evaluation.metrics import correlation, predict_labels, proportion_ci, rate_images, retrieval
-from evaluation.rating import folder_name, load_stages, require_same_rating
+from evaluation.rating import (
+    move_older_aside,
+    rated_folders,
+    rating_folder,
+    read_stages,
+    reserve_output,
+)
 from models.judge_cnn import CNNJudge
+from models.late_blind import LateBlind
 from training.figures import save_labelled_rows
-from training.run import config_to_dict
-from training.upstream import load_judge, load_model
+from training.upstream import load_judge
 from vggish import ImageToLogMel
 from voice_translator import Encoding
 
-# of the test digits may be called twins where there is none; see `near_duplicates`
+# The share of the test images that count as near-duplicates by chance; see `near_duplicates`.
 NULL_SHARE = 0.001
 
 
-@dataclass(frozen=True)
-class Config:
-    name: str = "train_all"  # of the run of stage three, a folder in results/
-    refine_steps: int = 0  # steps of them, as in evaluate.py
-    seed: int = 0  # of the permutation
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    data_root: Path = field(default_factory=default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")  # the folder of all runs
+def run_controls(
+    run: Path, refine_steps: int, seed: int, data_root: Path, device: torch.device,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the controls of a run, and write them; returns what metrics.json says.
 
+    Args:
+        run: the folder of a complete run of stage three.
+        refine_steps: number of steps of latent refinement.
+        seed: of the order of the shuffled sounds.
+        data_root: the folder of the data sets.
+        device: where it is computed.
+        output: the folder to write into. None: `controls` or `controls_refined` inside the run.
 
-class Model:
-    """A run of stage three, as one thing that imagines what it hears."""
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        path = config.results / config.name / "checkpoint.pt"
-        self.ear, self.network, self.generator, self.dataset = load_model(path, device)
-        # It thinks with the ear that it has, whatever makes the sounds.
-        thoughts = (config.results, config.refine_steps)
-        self.refiner = load_refiner(*thoughts, self.ear, self.generator, self.dataset, device)
-
-    def imagine(self, images: Tensor, encoding: Encoding | None = None) -> tuple[Tensor, float]:
-        """Images as the ear takes them, `(N, H, W)` uint8 -> imagined ones, `(N, 1, 64, 64)` in
-        [-1, 1], and their mean sound distance to what was heard; `encoding` makes the sounds
-        instead of the learned one."""
-        ear = (
-            self.ear
-            if encoding is None
-            else ImageToLogMel(encoding, self.ear.frames, self.ear.hop).to(images.device)
-        )
-        return imagine(ear, self.network, self.generator, images, refiner=self.refiner)
-
-
-def main(config: Config) -> dict[str, Any]:
-    """Run the controls; returns what metrics.json says."""
-    device = choose_device(config.device)
-    output = config.results / folder_name("controls", config)
-    stages = load_stages(config)
-    lock_folder(output)
-    check_writable(output)
-    require_same_rating(output, config, "controls")
-    model = Model(config, device)
-    judge = load_judge(config.results, model.dataset, device)
-    test = load_digits(model.dataset, "test", config.data_root, device)
+    Raises:
+        UserError: if a stage is missing or damaged, or the folder cannot be written.
+    """
+    folders = rated_folders(run)
+    stages = read_stages(folders)
+    output = output or rating_folder(run, "test", refine_steps, "controls")
+    reserve_output(output, "controls")
+    model = LateBlind.load(run, device)
+    # It refines with the front end that it learned, whatever makes the sounds.
+    refiner = load_refiner(folders, refine_steps, model, device)
+    judge = load_judge(folders["judge_cnn"], model.dataset, device)
+    classes = len(class_names(model.dataset, data_root))
+    test = load_digits(model.dataset, "test", data_root, device)
+    unrelated = load_digits(model.dataset, "train", data_root, device).images
     heard = upsample(test.images)
-
-    with explain_malformed(
-        config.results / "emnist_dcgan" / "checkpoint.pt", "run emnist_dcgan.py"
-    ):
-        memory = load_all_gan_images(stages["emnist_dcgan"]["config"], config.data_root, device)
+    gan = stages["emnist_dcgan"]["config"]
+    with explain_malformed(folders["emnist_dcgan"] / "metrics.json", "run emnist_dcgan.py"):
+        gan_images = load_all_gan_images(gan, data_root, device)
+        letters = unheard_images(gan, data_root, device)
 
     print(
-        f"hearing {len(heard)} test digits, by the encoding that was learned and by others ...",
-        flush=True,
+        f"hearing {len(heard)} test images, by the learned encoding and by others ...", flush=True
     )
-    imagined, distance = model.imagine(test.images)
-    learned = {**rate_images(judge, imagined, heard, test.labels), "sound_distance": distance}
+    imagined, distance = imagine(model, test.images, refiner=refiner)
+    learned = {**rate_images(judge, imagined, heard, test.labels), "audio_loss": distance}
     others = {}
-    for name, encoding in other_encodings(model.ear.encoding).items():
-        elsewhere, distance = model.imagine(test.images, encoding)
-        others[name] = {
-            **rate_images(judge, elsewhere, heard, test.labels),
-            "sound_distance": distance,
-        }
-    permuted = shuffled_sounds(model, judge, test, imagined, config.seed)
-
-    related = near_duplicates(
-        model, judge, test, imagined, memory, output / "twins.png", config.data_root
-    )
-    unheard = out_of_distribution(
-        model, stages["emnist_dcgan"]["config"], output / "unheard.png", config.data_root, device
-    )
+    for name, encoding in other_encodings(model.front_end.encoding).items():
+        front_end = ImageToLogMel(encoding, model.front_end.frames, model.front_end.hop).to(device)
+        elsewhere, distance = imagine(model, test.images, refiner=refiner, front_end=front_end)
+        rating = rate_images(judge, elsewhere, heard, test.labels)
+        others[name] = {**rating, "audio_loss": distance}
+    order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(device)
+    by_sound, _ = imagine(model, test.images[order], refiner=refiner)
+    shuffled = shuffled_sounds(judge, test.labels, order, by_sound, imagined)
+    move_older_aside(output)
+    picture = output / "near_duplicates.png"
+    near = near_duplicates(judge, classes, test, imagined, gan_images, unrelated, picture)
+    unheard = out_of_distribution(model, refiner, letters, output / "out_of_distribution.png")
 
     record = {
         "stage": "controls",
         "dataset": model.dataset,
         "learned_encoding": learned,
         "other_encodings": others,
-        "permuted_sounds": permuted,
-        "twins": related,
-        "never_heard": unheard,
+        "shuffled_sounds": shuffled,
+        "near_duplicates": near,
+        "out_of_distribution": unheard,
         "machine": device_name(device),
-        "seed": config.seed,
+        "seed": seed,
         "revision": code_revision(),
         "versions": package_versions(),
-        "config": config_to_dict(config),
+        "config": {"name": run.absolute().name, "refine_steps": refine_steps, "seed": seed},
         "stages": stages,
     }
-    write_file(
-        output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n")
-    )
+    text = json.dumps(record, indent=1) + "\n"
+    write_file(output / "metrics.json", lambda path: path.write_text(text))
     unlock_folder(output)
     print(summary(record))
-    print(f"{output}/metrics.json, {output}/twins.png, {output}/unheard.png")
+    print(f"{output}/metrics.json, {output}/near_duplicates.png, {output}/out_of_distribution.png")
     return record
 
 
 def summary(record: dict[str, Any]) -> str:
     """The record in lines of words."""
     lines = [f"{'heard by':<24}{'judge':>8}{'correlation':>13}{'retrieval':>11}"]
-    for name, rating in {
-        "the learned encoding": record["learned_encoding"],
-        **record["other_encodings"],
-    }.items():
-        lines.append(
-            f"{name:<24}{rating['judge_accuracy']:8.1%}{rating['correlation']:13.3f}{rating['retrieval']:11.1%}"
+    ratings = {"the learned encoding": record["learned_encoding"], **record["other_encodings"]}
+    for name, rating in ratings.items():
+        judge, similar, found = (
+            rating[key] for key in ("judge_accuracy", "correlation", "retrieval")
         )
-    permuted, related = record["permuted_sounds"], record["twins"]
+        lines.append(f"{name:<24}{judge:8.1%}{similar:13.3f}{found:11.1%}")
+    shuffled, near = record["shuffled_sounds"], record["near_duplicates"]
     lines.append(
-        f"permuted sounds: {permuted['digit_of_the_sound']:.1%} are read as the digit of the sound, "
-        f"{permuted['digit_of_the_image']:.1%} as that of the image that stands in its place"
+        f"shuffled sounds: the judge classifies {shuffled['class_of_the_sound']:.1%} as the class "
+        f"of the sound, {shuffled['class_of_the_image']:.1%} as that of the image in its place"
     )
     lines.append(
-        f"twins: {related['with']['images']} of {related['images']} test digits are more like an image in the memory "
-        f"than {1 - NULL_SHARE:.1%} of digits are like any other writer's; {related['share_nearer_in_memory']:.1%} are more "
-        f"like one in the memory than like any other writer's, by chance {related['share_nearer_by_chance']:.1%}"
+        f"near-duplicates: {near['with']['images']} of {near['images']} test images have one among "
+        f"the GAN's images. {near['share_nearer_in_gan_images']:.1%} are nearer to a GAN's image "
+        f"than to any training image; by chance {near['share_nearer_by_chance']:.1%}"
     )
     groups = {
-        "with": "with a twin",
+        "with": "with a near-duplicate",
         "without": "without",
-        "without_alike": "without, of each digit as many as with",
+        "without_weighted": "without, weighted to the same classes",
     }
-    for group, called in groups.items():
-        if related[group]["judge_accuracy"] is not None:
+    for group, title in groups.items():
+        if near[group]["judge_accuracy"] is not None:
             lines.append(
-                f"{called}: read by the judge {related[group]['judge_accuracy']:.1%}, correlation "
-                f"{related[group]['correlation']:.3f}"
+                f"{title}: right by the judge {near[group]['judge_accuracy']:.1%}, correlation "
+                f"{near[group]['correlation']:.3f}"
             )
-    for name, rating in record["never_heard"].items():
+    for name, rating in record["out_of_distribution"].items():
         lines.append(
-            f"{name}: correlation with what was heard {rating['correlation']:.3f}; {rating['retrieval']:.0%} of "
-            f"{rating['images']} find their source"
+            f"{name}: correlation with the heard image {rating['correlation']:.3f}, retrieval "
+            f"{rating['retrieval']:.0%} of {rating['images']}"
         )
     return "\n".join(lines)
 
 
 def other_encodings(learned: Encoding) -> dict[str, Encoding]:
-    """Schemes as long as the learned one that differ from it in one thing."""
-    schemes = {
+    """Encodings as long as the learned one that differ from it in one setting."""
+    changes = {
         "high pitch on top": {"pitch_position": "top"},
         "high pitch in the middle": {"pitch_position": "middle"},
         "high pitch at the bottom": {"pitch_position": "bottom"},
@@ -192,128 +171,137 @@ def other_encodings(learned: Encoding) -> dict[str, Encoding]:
         "exponential curve": {"curve": "exponential"},
         "the negative": {"negative": not learned.negative},
     }
-    others = {name: replace(learned, **change) for name, change in schemes.items()}
+    others = {name: replace(learned, **change) for name, change in changes.items()}
     return {name: encoding for name, encoding in others.items() if encoding != learned}
 
 
 def shuffled_sounds(
-    model: Model, judge: CNNJudge, test: Digits, imagined: Tensor, seed: int
+    judge: nn.Module, labels: Tensor, order: Tensor, by_sound: Tensor, imagined: Tensor
 ) -> dict[str, float]:
-    """Every image's sound is exchanged for that of another image of another digit: what does the
-    judge read then?
+    """Rate images that were imagined from the sounds of other images.
 
-    `largest_change` says by how much the drawing of a sound depends on where in the test set it is
-    heard: but for the rounding of batches, not at all."""
-    order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(seed)).to(
-        test.labels.device
-    )
-    by_sound, _ = model.imagine(test.images[order])
-    read = predict_labels(judge, by_sound)
-    foreign = test.labels[order] != test.labels  # where the two say different things
+    Args:
+        judge: `(B, 1, 64, 64)` images -> logits.
+        labels: `(N,)`, of the images in their own order.
+        order: `(N,)`, which image made the sound at each place.
+        by_sound: `(N, 1, 64, 64)`, imagined from the sounds in this order.
+        imagined: likewise, from the sounds in their own order.
+
+    Returns:
+        class_of_the_sound, class_of_the_image: what share the judge classifies as each, where the
+            two differ.
+        images: their number.
+        largest_change: the largest difference that the place in the set makes to a pixel. It is 0,
+            except for the rounding of batches.
+    """
+    predicted = predict_labels(judge, by_sound)
+    differ = labels[order] != labels
     return {
-        "digit_of_the_sound": (read == test.labels[order])[foreign].double().mean().item(),
-        "digit_of_the_image": (read == test.labels)[foreign].double().mean().item(),
-        "images": int(foreign.sum()),
+        "class_of_the_sound": (predicted == labels[order])[differ].double().mean().item(),
+        "class_of_the_image": (predicted == labels)[differ].double().mean().item(),
+        "images": int(differ.sum()),
         "largest_change": (by_sound - imagined[order]).abs().max().item(),
     }
 
 
 def load_all_gan_images(config: dict[str, Any], root: Path, device: torch.device) -> Tensor:
-    """All images that the generator grew up with, `(N, 28, 28)` uint8; the part that validates it
-    is among them."""
-    which = (root, device, config["split"], config["file"], config["digits_only"])
-    return torch.cat(
-        [
-            load_gan_images(config["dataset"], part, *which).images
-            for part in ("train", "validation")
-        ]
-    )
+    """All images of the GAN's run, `(N, 28, 28)` uint8, its validation part included."""
+    which = (root, device, config["split"], config["emnist_part"], config["digits_only"])
+    parts = [load_gan_images(config["dataset"], part, *which) for part in ("train", "validation")]
+    return torch.cat([part.images for part in parts])
 
 
 def near_duplicates(
-    model: Model,
-    judge: CNNJudge,
-    test: Digits,
-    imagined: Tensor,
-    memory: Tensor,
-    picture: Path,
-    root: Path,
-) -> dict[str, Any]:
-    """Test digits of which the memory seems to hold another copy, and how they fare.
+    judge: CNNJudge, classes: int, test: Digits, imagined: Tensor, gan_images: Tensor,
+    unrelated: Tensor, picture: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Find test images of which the GAN seems to have learned from another copy, and rate them
+    apart.
 
-    MNIST and EMNIST scaled, centred and smoothed the same scans in different ways. So all digits
-    are first brought into one box, and then correlated. How similar two digits of different writers
-    can be by chance, MNIST's own training digits tell: their writers are others than those of the
-    test digits. What only `NULL_SHARE` of the test digits find there counts as a twin when it is
-    found in the memory; a digit apart, because ones are more alike than eights. So few ones can be
-    known as twins, and digits without are compared as they are, `without`, and weighed to be as
-    many of each digit as those with, `without_alike`."""
-    heard = upsample(test.images)
-    boxed = one_box(test.images)
-    nearest, where = most_similar(boxed, one_box(memory))
-    unrelated = load_digits(model.dataset, "train", root, test.images.device).images
-    by_chance, _ = most_similar(boxed, one_box(unrelated))
-    limits = torch.stack(
-        [by_chance[test.labels == digit].quantile(1 - NULL_SHARE) for digit in range(10)]
-    )
-    twin = nearest > limits[test.labels]
-    order = (nearest - limits[test.labels]).argsort(descending=True, stable=True)
-    shown = torch.cat([order[test.labels[order] == digit][:1] for digit in range(10)])
-    rows = [heard[shown], upsample(memory[where[shown]]), imagined[shown]]
-    save_labelled_rows(picture, ["heard", "in the memory", "imagined"], rows)
-    right = (predict_labels(judge, imagined) == test.labels).double()
+    MNIST and EMNIST scaled, centred and smoothed the same scans in different ways. So all images
+    are first stretched to one box, and then correlated. The training images of the data set say how
+    similar images are by chance; in MNIST their writers are not those of the test images. For each
+    class there is a limit, which `NULL_SHARE` of the test images exceed by chance. Above it, an
+    image of the GAN counts as a near-duplicate. Ones are more similar than eights, so few ones can
+    be recognised; hence the rest is rated as it is, `without`, and weighted to the same classes,
+    `without_weighted`.
+
+    Args:
+        judge: frozen, and in eval mode.
+        classes: number of classes.
+        test: the images that were heard.
+        imagined: `(N, 1, 64, 64)`, from their sounds.
+        gan_images: `(M, 28, 28)` uint8, see `load_all_gan_images`.
+        unrelated: `(L, 28, 28)` uint8, the training images of the data set.
+        picture: where the most similar pair of each class is drawn.
+    """
+    labels, heard = test.labels, upsample(test.images)
+    boxed = stretch_to_box(test.images)
+    nearest, where = most_similar(boxed, stretch_to_box(gan_images))
+    by_chance, _ = most_similar(boxed, stretch_to_box(unrelated))
+    present = labels.unique().tolist()
+    limits = torch.full((classes,), torch.inf, device=labels.device)
+    for label in present:
+        limits[label] = by_chance[labels == label].quantile(1 - NULL_SHARE)
+    near = nearest > limits[labels]
+    order = (nearest - limits[labels]).argsort(descending=True, stable=True)
+    shown = torch.cat([order[labels[order] == label][:1] for label in present])
+    rows = [heard[shown], upsample(gan_images[where[shown]]), imagined[shown]]
+    save_labelled_rows(picture, ["heard", "of the GAN", "imagined"], rows)
+    right = (predict_labels(judge, imagined) == labels).double()
     correlations = correlation(imagined, heard)
 
-    def fare(group: Tensor) -> dict[str, Any]:
+    def rate_group(group: Tensor) -> dict[str, Any]:
         if not group.any():
             return {"images": 0, "judge_accuracy": None, "correlation": None}
-        said = proportion_ci(int(right[group].sum()), int(group.sum()))
+        share = proportion_ci(int(right[group].sum()), int(group.sum()))
         return {
-            "images": said["images"],
-            "judge_accuracy": said["accuracy"],
-            "interval": said["interval"],
+            "images": share["images"],
+            "judge_accuracy": share["accuracy"],
+            "interval": share["interval"],
             "correlation": correlations[group].mean().item(),
         }
 
+    count, total = len(gan_images), len(gan_images) + len(unrelated)
     return {
-        "images": len(test.labels),
-        "memory": len(memory),
-        "limits": limits.tolist(),
-        "per_digit": torch.bincount(test.labels[twin], minlength=10).tolist(),
-        "expected_by_chance": NULL_SHARE
-        * len(test.labels)
-        * len(memory)
-        / len(unrelated),  # the more, the nearer
-        "with": fare(twin),
-        "without": fare(~twin),
-        "without_alike": {
-            "judge_accuracy": weighted_by_class(right, twin, test.labels),
-            "correlation": weighted_by_class(correlations, twin, test.labels),
+        "images": len(labels),
+        "gan_images": count,
+        "limits": [limits[label].item() if label in present else None for label in range(classes)],
+        "per_class": torch.bincount(labels[near], minlength=classes).tolist(),
+        # the more images, the more similar the nearest one
+        "expected_by_chance": NULL_SHARE * len(labels) * count / len(unrelated),
+        "with": rate_group(near),
+        "without": rate_group(~near),
+        "without_weighted": {
+            "judge_accuracy": weighted_by_class(right, near, labels),
+            "correlation": weighted_by_class(correlations, near, labels),
         },
-        "share_nearer_in_memory": (nearest > by_chance).double().mean().item(),
-        "share_nearer_by_chance": len(memory) / (len(memory) + len(unrelated)),
-        "nearest_in_memory": nearest.double().mean().item(),
+        "share_nearer_in_gan_images": (nearest > by_chance).double().mean().item(),
+        "share_nearer_by_chance": count / total,
+        "nearest_in_gan_images": nearest.double().mean().item(),
         "nearest_by_chance": by_chance.double().mean().item(),
     }
 
 
 def weighted_by_class(values: Tensor, group: Tensor, labels: Tensor) -> float | None:
-    """The mean of `(N,)` values of those outside of `group`, `(N,)` bool, as if they were as many
-    of each digit as those in it. Digits that have none outside are left out; None if that leaves
-    none."""
-    weighed, count = 0.0, 0
-    for digit in labels[group].unique().tolist():
-        inside, outside = group & (labels == digit), ~group & (labels == digit)
+    """Compute the mean of `(N,)` values outside of `group`, `(N,)` bool, weighted to the classes in
+    it.
+
+    Classes without an image outside are left out; None if that leaves none."""
+    weighted, count = 0.0, 0
+    for label in labels[group].unique().tolist():
+        inside, outside = group & (labels == label), ~group & (labels == label)
         if outside.any():
-            weighed += int(inside.sum()) * values[outside].double().mean().item()
+            weighted += int(inside.sum()) * values[outside].double().mean().item()
             count += int(inside.sum())
-    return weighed / count if count else None
+    return weighted / count if count else None
 
 
-def one_box(images: Tensor) -> Tensor:
-    """`(N, 28, 28)` uint8 -> `(N, 400)`: each digit's own box, stretched to 20 x 20, of mean 0 and
-    length 1, so that the inner product of two is their correlation. Ink counts from a quarter of
-    white on."""
+def stretch_to_box(images: Tensor) -> Tensor:
+    """Stretch the bounding box of each image to 20 x 20: `(N, 28, 28)` uint8 -> `(N, 400)` of mean
+    0 and length 1. The inner product of two is their correlation.
+
+    Pixels above a quarter of white count as ink."""
     parts = []
     for part in images.split(5000):
         ink = part > 63
@@ -322,13 +310,9 @@ def one_box(images: Tensor) -> Tensor:
         # To affine_grid's [-1, 1]: the middle of the box, and half of its edge.
         middle, half = (first + last + 1) / 28 - 1, ((last - first + 1) / 28).clamp(min=2 / 28)
         zero = torch.zeros_like(half[:, 0])
-        theta = torch.stack(
-            [
-                torch.stack([half[:, 1], zero, middle[:, 1]], 1),
-                torch.stack([zero, half[:, 0], middle[:, 0]], 1),
-            ],
-            1,
-        )
+        across = torch.stack([half[:, 1], zero, middle[:, 1]], 1)
+        down = torch.stack([zero, half[:, 0], middle[:, 0]], 1)
+        theta = torch.stack([across, down], 1)
         grid = F.affine_grid(theta, [len(part), 1, 20, 20], align_corners=False)
         box = F.grid_sample(part[:, None].float(), grid, align_corners=False).flatten(1)
         parts.append(F.normalize(box - box.mean(1, keepdim=True), dim=1))
@@ -336,35 +320,39 @@ def one_box(images: Tensor) -> Tensor:
 
 
 def most_similar(boxed: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest correlation of each of `(N, 400)` with any of `(M, 400)`, `(N,)`, and with which,
-    `(N,)`."""
+    """Find for each of `(N, 400)` the largest correlation with any of `(M, 400)`, `(N,)`, and its
+    index, `(N,)`."""
     best = [(part @ among.T).max(1) for part in boxed.split(500)]
     return torch.cat([found.values for found in best]), torch.cat([found.indices for found in best])
 
 
-def out_of_distribution(
-    model: Model, memory: dict[str, Any], picture: Path, root: Path, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """What is imagined for sounds of letters and shapes; the first ten of each kind are drawn,
-    chosen by nothing else."""
+def unheard_images(gan: dict[str, Any], root: Path, device: torch.device) -> dict[str, Tensor]:
+    """Images that stage one never heard, `(N, 28, 28)` uint8 by kind; handwritten letters only
+    where the GAN's file has them."""
     kinds = {"printed letters": printed_letters(), "simple shapes": simple_shapes()}
-    if memory["dataset"] == "emnist" and memory["split"] == "byclass":
-        which = (root, device, "byclass", memory["file"], False)
+    if gan["dataset"] == "emnist" and gan["split"] == "byclass":
+        which = (root, device, "byclass", gan["emnist_part"], False)
         written = load_gan_images("emnist", "validation", *which)
         firsts = [torch.nonzero(written.labels == label)[0, 0] for label in range(10, 36)]  # A to Z
         kinds = {"handwritten letters": written.images[torch.stack(firsts)], **kinds}
+    return {kind: images.to(device) for kind, images in kinds.items()}
+
+
+def out_of_distribution(
+    model: LateBlind, refiner: LatentRefiner | None, kinds: dict[str, Tensor], picture: Path
+) -> dict[str, dict[str, float]]:
+    """Rate what is imagined of other images than those that were learned; the first ten of each
+    kind are drawn."""
     rows, titles, rated = [], [], {}
     for kind, images in kinds.items():
-        images = images.to(device)
-        imagined, distance = model.imagine(images)
+        imagined, distance = imagine(model, images, refiner=refiner)
         heard = upsample(images)
+        found = retrieval(imagined, heard, torch.arange(len(images), device=images.device))
         rated[kind] = {
             "images": len(images),
             "correlation": correlation(imagined, heard).mean().item(),
-            "retrieval": retrieval(imagined, heard, torch.arange(len(images), device=device))[
-                "overall"
-            ]["accuracy"],
-            "sound_distance": distance,
+            "retrieval": found["overall"]["accuracy"],
+            "audio_loss": distance,
         }
         rows += [heard[:10], imagined[:10]]
         titles += [f"{kind}, heard", "imagined"]

@@ -1,5 +1,6 @@
 """The model over a data set: imagined images, latent refinement, and the numbers of an epoch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -160,8 +161,32 @@ def rate_epoch(
     }
 
 
-def save_pairs(path: Path, digits: Digits, imagined: Tensor) -> None:
-    """Draw the first eight images of each class beside what was imagined from their sounds."""
+def imagination_failure(imagined: Tensor, judge_accuracy: float, classes: int) -> str:
+    """What is wrong with the imagined images of an epoch; empty if nothing is.
+
+    Args:
+        imagined: `(N, 1, 64, 64)` in [-1, 1].
+        judge_accuracy: the share that the judge cnn classifies right.
+        classes: number of classes; chance is one in so many.
+    """
+    chance = 1 / classes
+    if imagined.max() < -0.5:
+        return "all imagined images are black"
+    if judge_accuracy < 1.5 * chance:
+        return f"the judge cnn is right on {judge_accuracy:.1%}, and chance is {chance:.1%}"
+    return ""
+
+
+def save_pairs(path: Path, digits: Digits, imagined: Tensor, names: Sequence[str]) -> None:
+    """Draw the first eight images of each class beside what was imagined from their sounds.
+
+    Args:
+        path: of the picture.
+        digits: the images that were heard.
+        imagined: `(N, 1, 64, 64)` in [-1, 1], in the same order.
+        names: of the classes.
+    """
     shown = first_of_each_class(digits.labels, 8)
     heard = upsample(digits.images[shown.flatten()]).unflatten(0, shown.shape)
-    save_pair_grid(path, heard, imagined[shown])
+    rows = [names[int(label)] for label in digits.labels.unique()]
+    save_pair_grid(path, heard, imagined[shown], rows)

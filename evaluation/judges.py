@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint, load_network
+from common.device import place
 from common.files import UserError, explain_malformed
 from data import class_names, data_hashes, load_digits
 from data.augment import random_affine
@@ -60,7 +61,7 @@ def train_judge(name: str, config: JudgeConfig, device: torch.device) -> float:
     classes = len(class_names(config.dataset, config.data_root))
     judge: nn.Module
     if name == "cnn":
-        judge = CNNJudge(classes).to(device, memory_format=torch.channels_last)
+        judge = place(CNNJudge(classes), device)
     else:
         judge = ViTJudge(classes=classes).to(device)
     optimiser = torch.optim.AdamW(
@@ -138,6 +139,7 @@ def resume_if_same(name: str, config: Any) -> Any:
     """`config`, without `resume` where the judge that is there belongs to a run with other
     settings."""
     if config.resume and differs_from_run(config.results / "judges" / name, config):
+        print(f"judge_{name} is trained from the start: its settings differ, and it cannot go on.")
         return replace(config, resume=False)
     return config
 

@@ -1,9 +1,10 @@
-"""What can be said of imagined digits by those who took no part in making them.
+"""Metrics of imagined images: accuracy, realism, similarity to the heard image, and diversity.
 
-The classifier through which stage three is trained cannot tell a digit from noise that fools it. So
-an independent judge (`models/judge.py`, trained by `mnist_classify_train.py` on real digits alone)
-reads the imagined ones, and is never back-propagated through. `rate` is what stage three says after
-every epoch; the rest is what `evaluate.py` adds to it."""
+An image that fools the classifier of stage three may not look like anything. So judges that take no
+part in training classify it too (`evaluation/judges.py`). `rate_images` is computed after every
+epoch of stage three; `evaluate.py` computes the rest.
+
+A function raises ValueError where its number is not defined."""
 
 from typing import Any
 
@@ -14,43 +15,49 @@ from torch import Tensor, nn
 from models.judge_cnn import CNNJudge
 
 RETRIEVED_AMONG = 1000  # images; the first ones of the set
-# of every interval. It is about the choice of test images; the spread over seeds is another matter
+# Of every interval. It covers the choice of test images, not the choice of training seeds.
 CONFIDENCE = 0.95
+NEIGHBOURS = 3  # of precision and recall
+SSIM_BORDER = 5  # pixels at each edge that the 11 x 11 window of SSIM does not fit around
 
 
 @torch.no_grad()
 def judge_features(judge: CNNJudge, images: Tensor) -> Tensor:
-    """`(N, 1, 64, 64)` images in [-1, 1] -> `(N, 64)`; in batches, float32."""
+    """Compute the features of `(N, 1, 64, 64)` images in [-1, 1], `(N, 64)` float32."""
     return torch.cat([judge.features(part) for part in images.split(512)])
 
 
 def frechet_distance(imagined: Tensor, real: Tensor) -> float:
-    """Frechet distance between two sets of features, `(N, D)` and `(M, D)`: 0 for equal Gaussians,
-    large for foreign ones.
+    """Compute the Frechet distance between two sets of features, `(N, D)` and `(M, D)`. It is 0 for
+    equal Gaussians.
 
     M. Heusel et al., "GANs trained by a two time-scale update rule converge to a local Nash
-    equilibrium", NeurIPS 2017, as torchmetrics computes it, in float64. Only distances within one
-    feature space, so of one judge, can be compared."""
+    equilibrium", NeurIPS 2017, by torchmetrics in float64. Compare only distances in the features
+    of one judge."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import
 
+    for features in (imagined, real):
+        if features.dim() != 2 or len(features) < 2:
+            raise ValueError("a Frechet distance needs features of (N, D), with N of at least 2")
+        if not features.isfinite().all():
+            raise ValueError("a Frechet distance needs finite features")
     identity = nn.Identity()
-    identity.num_features = imagined.shape[1]
+    setattr(identity, "num_features", imagined.shape[1])  # noqa: B010
     frechet = FrechetInceptionDistance(identity).set_dtype(torch.float64)
     frechet.update(imagined.double().cpu(), real=False)
     frechet.update(real.double().cpu(), real=True)
-    return frechet.compute().item()
+    return max(0.0, frechet.compute().item())  # rounding makes it negative for equal sets
 
 
 def correlation_matrix(imagined: Tensor, heard: Tensor) -> Tensor:
-    """Pearson correlation of each of `(N, 1, H, W)` imagined with each of `(M, 1, H, W)` heard
-    images, `(N, M)`."""
-
+    """Compute the Pearson correlation of each of `(N, 1, H, W)` imagined with each of `(M, 1, H,
+    W)` heard images, `(N, M)`."""
     return _standardise(imagined) @ _standardise(heard).T
 
 
 def correlation(imagined: Tensor, heard: Tensor) -> Tensor:
-    """Pearson correlation of each of `(N, 1, H, W)` imagined images with its own heard one, `(N,)`;
-    0 for a flat image."""
+    """Compute the Pearson correlation of each of `(N, 1, H, W)` imagined images with its own heard
+    one, `(N,)`. It is 0 for a flat image."""
     return (_standardise(imagined) * _standardise(heard)).sum(1)
 
 
@@ -62,7 +69,7 @@ def _standardise(images: Tensor) -> Tensor:
 def rate_images(
     judge: CNNJudge, imagined: Tensor, heard: Tensor, labels: Tensor
 ) -> dict[str, float]:
-    """Rate imagined digits.
+    """Rate imagined images.
 
     Args:
         judge: frozen, and in eval mode.
@@ -71,20 +78,19 @@ def rate_images(
         labels: `(N,)`.
 
     Returns:
-        judge_accuracy: share that the judge reads as the digit that was heard.
-        judge_accuracy_worst: the same for the digit that fares worst.
+        judge_accuracy: share that the judge classifies as the class that was heard.
+        judge_accuracy_worst: the same for the worst class.
         frechet_distance: to the heard images, in the judge's features.
         correlation: mean Pearson correlation of each imagined image with its heard one.
         retrieval: share whose most similar image, among the first 1000 heard ones, is the one that
             was heard.
     """
     features = judge_features(judge, imagined)
-    read = accuracy_report(
-        judge.classifier(features).argmax(1), labels, judge.classifier.out_features
-    )
+    predicted = judge.classifier(features).argmax(1)
+    report = accuracy_report(predicted, labels, judge.classifier.out_features)
     return {
-        "judge_accuracy": read["accuracy"],
-        "judge_accuracy_worst": min(entry["accuracy"] for entry in read["per_digit"]),
+        "judge_accuracy": report["accuracy"],
+        "judge_accuracy_worst": min(entry["accuracy"] for entry in report["per_class"]),
         "frechet_distance": frechet_distance(features, judge_features(judge, heard)),
         "correlation": correlation(imagined, heard).mean().item(),
         "retrieval": retrieval(imagined, heard, labels)["overall"]["accuracy"],
@@ -92,48 +98,48 @@ def rate_images(
 
 
 @torch.no_grad()
-def predict_labels(reader: nn.Module, images: Tensor) -> Tensor:
-    """The digits, `(N,)`, that `reader` reads in `(N, 1, 64, 64)` images in [-1, 1]."""
-    return torch.cat([reader(part).argmax(1) for part in images.split(500)])
+def predict_labels(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Classify `(N, 1, 64, 64)` images in [-1, 1]; returns `(N,)` classes."""
+    return torch.cat([classifier(part).argmax(1) for part in images.split(500)])
 
 
 def accuracy_report(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, Any]:
-    """What share is read right, overall and digit by digit.
+    """Compute the share that is classified right, overall and by class.
 
     Args:
-        predicted: `(N,)` int64, the digits that were read.
-        labels: `(N,)` int64, the digits that were heard.
+        predicted: `(N,)` int64, the classes that a classifier predicts.
+        labels: `(N,)` int64, the classes that were heard.
+        classes: number of classes.
 
     Returns:
-        accuracy, a fraction; interval, Wilson's 95 % interval of it; images, the number of them;
-        per_digit, the same three
-        for each digit that is there; confusion, 10 x 10 counts, a row for each digit heard, a
-        column for each digit read.
+        accuracy: a fraction.
+        interval: Wilson's 95 % interval of it.
+        images: the number of images.
+        per_class: the same three for each class that is present.
+        confusion: classes x classes counts, a row for each heard class, a column for each
+            prediction.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     confusion = multiclass_confusion_matrix(predicted, labels, num_classes=classes).tolist()
-    right, totals = (
-        [row[digit] for digit, row in enumerate(confusion)],
-        [sum(row) for row in confusion],
-    )
-    per_digit = [
-        {"digit": digit, **proportion_ci(right[digit], totals[digit])}
-        for digit in range(classes)
-        if totals[digit]
+    right = [row[index] for index, row in enumerate(confusion)]
+    totals = [sum(row) for row in confusion]
+    per_class = [
+        {"class": index, **proportion_ci(right[index], totals[index])}
+        for index in range(classes)
+        if totals[index]
     ]
-    return {
-        **proportion_ci(sum(right), sum(totals)),
-        "per_digit": per_digit,
-        "confusion": confusion,
-    }
+    overall = proportion_ci(sum(right), sum(totals))
+    return {**overall, "per_class": per_class, "confusion": confusion}
 
 
 def proportion_ci(right: int, total: int) -> dict[str, Any]:
-    """`right` of `total` as a fraction, with Wilson's 95 % interval, which stays in [0, 1] also at
-    its ends."""
+    """Compute `right` of `total` as a fraction, with Wilson's 95 % interval, which stays in [0,
+    1]."""
     from scipy.stats import binomtest
 
+    if total < 1:
+        raise ValueError("a share needs at least one image")
     interval = binomtest(right, total).proportion_ci(CONFIDENCE, "wilson")
     return {
         "accuracy": right / total,
@@ -143,79 +149,84 @@ def proportion_ci(right: int, total: int) -> dict[str, Any]:
 
 
 def mean_ci(values: Tensor) -> dict[str, Any]:
-    """The mean of `(N,)` values, with the 95 % interval of the normal approximation."""
+    """Compute the mean of `(N,)` values, with the 95 % interval of the normal approximation."""
     from scipy.stats import norm
 
+    if len(values) < 2:
+        raise ValueError("the interval of a mean needs at least two values")
     values = values.double()
     half = norm.ppf(0.5 + CONFIDENCE / 2) * values.std().item() / len(values) ** 0.5
-    return {
-        "mean": values.mean().item(),
-        "interval": [values.mean().item() - half, values.mean().item() + half],
-    }
+    mean = values.mean().item()
+    return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
 def realism(features: Tensor, real: Tensor) -> dict[str, float]:
-    """How much one set of images looks like another, in a judge's features, `(N, D)` and `(N, D)`.
+    """Compute how much one set of images looks like another, in a judge's features, `(N, D)` and
+    `(N, D)`.
 
-    Sets of the same size, because the Frechet distance shrinks with the size. Precision is the
-    share of the images that lie among real ones, recall the share of real ones that lie among the
-    images; to lie among is to be nearer to one of them than its third neighbour is. T. Kynkaanniemi
-    et al., "Improved precision and recall metric for assessing generative models", NeurIPS 2019, as
-    torch-fidelity computes it."""
+    Both sets have the same size, because the Frechet distance shrinks with the size. Precision is
+    the share of the images that lie among real ones. Recall is the share of real ones that lie
+    among the images. To lie among images is to be nearer to one of them than its third neighbour
+    is. T. Kynkaanniemi et al., "Improved precision and recall metric for assessing generative
+    models", NeurIPS 2019, by torch-fidelity."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     features, real = features.cpu(), real.cpu()
+    if features.shape != real.shape or len(real) <= NEIGHBOURS:
+        raise ValueError(f"realism needs two sets of one size, of at least {NEIGHBOURS + 1} images")
+    distance = frechet_distance(features, real)
     shares = prc_features_to_metric(
-        features, real, prc_neighborhood=3, prc_batch_size=5000, verbose=False
+        features, real, prc_neighborhood=NEIGHBOURS, prc_batch_size=5000, verbose=False
     )
     return {
-        "frechet_distance": frechet_distance(features, real),
+        "frechet_distance": distance,
         "precision": shares["precision"],
         "recall": shares["recall"],
     }
 
 
 def ssim(imagined: Tensor, heard: Tensor) -> Tensor:
-    """Structural similarity of each of `(N, 1, H, W)` imagined images in [-1, 1] with its own heard
-    one, `(N,)`: Z. Wang et al., IEEE Trans. Image Process. 13(4), 2004, as torchmetrics computes
-    it. Of pixels from 0, which is black, to 1: a difference in luminance is weighed by the
-    luminance, so that on black, taken as -1, a haze would be overlooked."""
+    """Compute the structural similarity of each of `(N, 1, H, W)` imagined images in [-1, 1] with
+    its own heard one, `(N,)`.
+
+    Z. Wang et al., IEEE Trans. Image Process. 13(4), 2004. As there, the map is averaged only where
+    the whole window lies in the image; torchmetrics averages the padded border too. Pixels are
+    taken from 0, which is black, to 1. With black as -1, SSIM would overlook a haze on black."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    parts = zip(
-        *(((images + 1) / 2).split(20) for images in (imagined, heard)), strict=True
-    )  # more leave the CPU's cache
-    return torch.cat(
-        [
-            structural_similarity_index_measure(
-                *part, reduction="none", data_range=(0.0, 1.0)
-            ).reshape(-1)
-            for part in parts
-        ]
-    )
+    if min(imagined.shape[-2:]) <= 2 * SSIM_BORDER:
+        raise ValueError(f"SSIM needs images of at least {2 * SSIM_BORDER + 1} x as many pixels")
+    inside = slice(SSIM_BORDER, -SSIM_BORDER)
+    values = []
+    for start in range(0, len(imagined), 20):  # more leave the CPU's cache
+        one, other = ((images[start : start + 20] + 1) / 2 for images in (imagined, heard))
+        _, full = structural_similarity_index_measure(
+            one, other, reduction="none", data_range=(0.0, 1.0), return_full_image=True
+        )
+        values.append(full[..., inside, inside].mean((1, 2, 3)))
+    return torch.cat(values)
 
 
 def retrieval(imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, dict[str, Any]]:
-    """Does the imagined image find its own source, by correlation, among the first 1,000 heard ones
-    (or all, if fewer)?
+    """Compute how often the heard image is the most correlated one to the imagined image, among the
+    first 1,000 heard ones.
 
     Args: as in `rate_images`.
 
     Returns:
-        overall and within_class, where only images of the same digit are searched: each with
-        `proportion_ci`'s accuracy, interval
-        and images, and chance, what guessing finds. One prototype per class finds no more within
-        its class than chance.
+        overall, and within_class, where only images of the same class are searched. Each has
+        `proportion_ci`'s accuracy, interval and images, and chance, the accuracy of guessing. One
+        prototype per class is at chance within its class.
     """
     imagined, heard, labels = (tensor[:RETRIEVED_AMONG] for tensor in (imagined, heard, labels))
-    same = correlation_matrix(imagined, heard)
-    own = torch.arange(len(same), device=same.device)
+    similarity = correlation_matrix(imagined, heard)
+    own = torch.arange(len(similarity), device=similarity.device)
     other_class = labels[:, None] != labels
     found = {
-        "overall": same.argmax(1) == own,
-        "within_class": same.masked_fill(other_class, -torch.inf).argmax(1) == own,
+        "overall": similarity.argmax(1) == own,
+        "within_class": similarity.masked_fill(other_class, -torch.inf).argmax(1) == own,
     }
-    chance = {"overall": 1 / len(same), "within_class": len(labels.unique()) / len(same)}
+    chance = {"overall": 1 / len(own), "within_class": len(labels.unique()) / len(own)}
     return {
         name: {**proportion_ci(int(hit.sum()), len(hit)), "chance": chance[name]}
         for name, hit in found.items()
@@ -223,26 +234,24 @@ def retrieval(imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, dict
 
 
 def diversity(imagined: Tensor, heard: Tensor, labels: Tensor) -> dict[str, Any]:
-    """How much the imagined images of a class differ from one another, as a share of how much the
-    heard ones do.
+    """Compute how much the imagined images of a class differ from one another, as a share of how
+    much the heard ones do.
 
-    The mean distance (Euclidean, of pixels) between two images of a class, over all pairs among the
-    first 1,000 images. 0: one prototype per class; 1: as diverse as what was heard. Grey drawings
-    count as less diverse, and noise as more.
+    It is the mean Euclidean distance of pixels between two images of a class, over all pairs among
+    the first 1,000 images. 0: one prototype per class. 1: as diverse as the heard images. Grey
+    images count as less diverse, and noise as more.
 
     Args: as in `rate_images`.
 
     Returns:
-        mean, over the digits; per_digit, for each that is there at least twice.
+        mean, over the classes; per_class, for each class with at least two images.
     """
     imagined, heard, labels = (tensor[:RETRIEVED_AMONG] for tensor in (imagined, heard, labels))
-    per_digit = []
-    for digit in labels.unique().tolist():
-        one, other = (images[labels == digit].flatten(1).float() for images in (imagined, heard))
+    per_class = []
+    for index in labels.unique().tolist():
+        one, other = (images[labels == index].flatten(1).float() for images in (imagined, heard))
         if len(one) > 1:
             ratio = F.pdist(one).mean() / F.pdist(other).mean().clamp(min=1e-12)
-            per_digit.append({"digit": digit, "diversity": ratio.item()})
-    return {
-        "mean": sum(entry["diversity"] for entry in per_digit) / max(len(per_digit), 1),
-        "per_digit": per_digit,
-    }
+            per_class.append({"class": index, "diversity": ratio.item()})
+    mean = sum(entry["diversity"] for entry in per_class) / max(len(per_class), 1)
+    return {"mean": mean, "per_class": per_class}

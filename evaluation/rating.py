@@ -1,332 +1,370 @@
-"""An honest rating of what stage three imagined: by judges that took no part, against real digits,
-and against its source.
+"""The rating of one run: what its model imagines, by the judges, by realism, and by the source.
 
-    python evaluate.py                                # rates results/train_all
-    python evaluate.py --name train_all_published     # or another run of stage three
-    # where the model is in doubt, it thinks again before it draws
-    python evaluate.py --second-thoughts 8
-    # several ratings, mean and spread over seeds
-    python evaluate.py --compare seed0/results seed1/results seed2/results
-    python evaluate.py --verify                       # is results/ what it claims to be?
-
-Reads a complete run of `train_all.py` and what the stages before it left in `results/`. It hears
-the whole test set and writes `results/evaluation/` (for another `--name`:
-`results/evaluation_<name>/`): metrics.json, every number as a fraction; imagined.png, the grid of
-what was rated; and index.html, one self-contained page to look at and to listen to. Two of the
-judges are trained on first use, and kept in `results/judges/`: on MNIST some minutes on one core.
-`--second-thoughts` writes `results/evaluation_second_thoughts/`; `--part validation`, which hears
-the validation part, writes `results/evaluation_validation/`.
-
-With `--compare`, each folder holds the metrics.json of a rating, or is a results folder (then its
-`evaluation/` is taken). Runs that differ in nothing but seeds and places are one row; it prints the
-table, and writes `results/comparison/`: table.md and metrics.json. Nothing is rated anew.
-
-With `--verify`, it prints a line for each stage, and a verdict. It hashes checkpoints, earlier
-stages' checkpoints and data, and holds them against the records; compares configuration, numbers
-and epochs in checkpoint, metrics and log; and measures the reported numbers again, those of the
-rating too, if there is one. The first mismatch ends it with exit code 2. It cannot say that the
-training was as recorded: only training again can."""
+It lies inside the run that it rates, in `evaluation/`: metrics.json, every number as a fraction;
+imagined.png; and index.html."""
 
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from models.generator_extra import generate, seeded_noise
 from torch import Tensor, nn
 
-from common.checkpoint import checkpoint_hashes, load_checkpoint, training_command, weights_sha256
-from common.files import UserError, explain_malformed, write_file
-from data import Digits, data_hashes, load_digits
+from common.checkpoint import checkpoint_hashes, training_command, weights_sha256
+from common.device import device_name, precision_name
+from common.files import (
+    UserError,
+    check_writable,
+    explain_malformed,
+    folder_megabytes,
+    move_aside,
+    write_file,
+)
+from common.locks import lock_folder, unlock_folder
+from common.provenance import code_revision, package_versions
+from data import Digits, Part, class_names, data_hashes, load_digits
 from data.resize import upsample
-from evaluate import Config
 from evaluation.imagine import imagine, load_refiner, save_pairs
-from evaluation.judges import KEPT, JudgeSettings, load_judges
+from evaluation.judges import JUDGES, load_judges
 from evaluation.metrics import (
+    NEIGHBOURS,
     accuracy_report,
     correlation,
     diversity,
     judge_features,
     mean_ci,
     predict_labels,
+    realism,
     retrieval,
     ssim,
 )
-from evaluation.report import Example, render
+from evaluation.report import PANELS, Example, objective_name, render
+from models.generator import generate, seeded_noise
+from models.judge_cnn import CNNJudge
+from models.late_blind import LateBlind, run_folder
 from training.classifier import predict_digits
-from training.run import is_complete, read_metrics, require_complete, require_same_script
-from training.upstream import load_audio_network, load_memory, load_model, stage_folders
-from vggish import ImageToLogMel
+from training.run import is_complete, read_log, read_metrics, require_complete, require_same_script
+from training.upstream import load_audio_network, load_classifier, load_generator, stage_folders
 
 
 class RatingResult(NamedTuple):
-    """What a run imagined, and what is to be said of it."""
+    """The imagined images of a run, and their numbers."""
 
-    dataset: str
-    ear: ImageToLogMel
+    model: LateBlind
+    classes: tuple[str, ...]  # the name of each class
     digits: Digits  # that were heard
     imagined: Tensor  # (N, 1, 64, 64) in [-1, 1]
     correlations: Tensor  # (N,), of each with what was heard
-    read: dict[str, Tensor]  # (N,), what each judge, and the classifier, takes the digits for
-    judge: str  # the SHA-256 of the residual judge's weights
+    predicted: dict[str, Tensor]  # (N,), the classes that the classifier and each judge predict
+    cnn_judge: str  # SHA-256 of the weights of the judge whose features measure realism
     numbers: dict[str, Any]  # as in metrics.json
 
 
-def rate_run(config: Config, device: torch.device) -> RatingResult:
-    """Hear all digits of the part, imagine them, and rate what was imagined."""
-    ear, network, generator, dataset = load_model(
-        config.results / config.name / "checkpoint.pt", device
-    )
-    generator_before, classifier = load_memory(
-        config.results, dataset, device
-    )  # the generator before stage three
-    thoughts = (config.results, config.refine_steps)
-    refiner = load_refiner(*thoughts, ear, generator, dataset, device)
-    _, stage_one = load_audio_network(config.results / "train_vggish" / "checkpoint.pt", device)
-    panel = load_judges(config.results, judge_settings(config, dataset), device)
-    digits = load_digits(dataset, config.part, config.data_root, device)
-    heard = upsample(digits.images)
-
-    print(f"hearing {len(heard)} {config.part} digits ...", flush=True)
-    imagined, distance = imagine(ear, network, generator, digits.images, refiner=refiner)
-    readers = {"classifier": classifier, **panel}
-    read = {name: predict_labels(reader, imagined) for name, reader in readers.items()}
-    readings = {
-        name: {
-            **accuracy_report(read[name], digits.labels),
-            "real": accuracy_report(
-                predict_labels(reader, heard), digits.labels
-            ),  # what it can be trusted with
-        }
-        for name, reader in readers.items()
-    }
-    correlations = correlation(imagined, heard)
-    numbers = {
-        "judges": {name: readings[name] for name in panel},
-        "judges_mean": judges_mean([readings[name] for name in panel]),
-        "classifier": readings["classifier"],
-        "sound_classifier": accuracy_report(
-            predict_digits(ear, stage_one, digits.images), digits.labels
-        ),
-        "refined_fraction": refiner.count / len(heard) if refiner else 0.0,
-        "realism": realism_report(
-            panel["residual"], heard, imagined, generator_before, generator, config.seed
-        ),
-        "correlation": mean_ci(correlations),
-        "ssim": {**mean_ci(ssim(imagined, heard)), "white": 1.0},  # older ratings took black for -1
-        "retrieval": retrieval(imagined, heard, digits.labels),
-        "diversity": diversity(imagined, heard, digits.labels),
-        # absolute, whatever the run's objective, so that runs can be compared
-        "sound_distance": distance,
-    }
-    return RatingResult(
-        dataset,
-        ear,
-        digits,
-        imagined,
-        correlations,
-        read,
-        weights_sha256(panel["residual"]),
-        numbers,
-    )
-
-
-def write_rating(
-    output: Path, record: dict[str, Any], rated: RatingResult, log: list[dict[str, float]]
-) -> None:
-    """The grid, the page, and last the numbers, which say that all is there."""
-    judged = [rated.read[name] for name in record["judges"]]
-    examples = [
-        make_example(rated, index, rank)
-        for index, rank in choose_examples(rated.correlations, rated.digits.labels, judged)
-    ]
-    save_pairs(output / "imagined.png", rated.digits, rated.imagined)
-    write_file(
-        output / "index.html",
-        lambda path: path.write_text(render(record, examples, log), encoding="utf-8"),
-    )
-    write_file(
-        output / "metrics.json", lambda path: path.write_text(json.dumps(record, indent=1) + "\n")
-    )
-
-
-def rating_folder(config: Config) -> Path:
-    part = "evaluation" if config.part == "test" else f"evaluation_{config.part}"
-    return config.output or config.results / folder_name(part, config)
-
-
-def require_same_rating(output: Path, config: Any, script: str = "evaluate") -> None:
-    """Refuse to put what `script` says of a run in the place of a run, or of what it said of
-    another, or with other second thoughts.
+def find_run(name: Path | None, results: Path) -> Path:
+    """The folder of a run of stage three: the run `name` in `results`, or the folder at the path
+    `name`; if that is a results folder, or None, the newest complete run in it, which is printed.
 
     Raises:
-        UserError: if that is what lies in `output`.
+        UserError: if a results folder holds no complete run.
     """
-    if not is_complete(output):
-        return
-    require_same_script(output, script)
-    try:
-        before = read_metrics(output)["config"]
-        there, here = (
-            f"{name} with {steps or 'no'} second thoughts"
-            for name, steps in (
-                (before["name"], before["refine_steps"]),
-                (config.name, config.refine_steps),
-            )
-        )
-    except (UserError, LookupError):  # a damaged one is nobody's
-        return
-    if there != here:
+    folder = name or results
+    if name and len(name.parts) == 1 and ((results / name).exists() or not name.exists()):
+        folder = results / name
+    run = run_folder(folder)
+    if name is None and run == folder:
         raise UserError(
-            f"{output} holds what {script}.py said of {there}, not of {here}; move it away"
-            + (", or name another place by --output." if script == "evaluate" else ".")
+            f"{results.resolve()} holds no complete run of stage three; run train_all.py."
         )
+    if run != folder:
+        print(f"run: {run}, the newest complete run of stage three in {folder}")
+    return run
 
 
-def folder_name(script: str, config: Any) -> str:
-    """`script`, followed by what is rated: `evaluation_<name>_second_thoughts`."""
-    name = "" if config.name == "train_all" else f"_{config.name}"
-    return f"{script}{name}{'_second_thoughts' if config.refine_steps else ''}"
+def rated_folders(run: Path) -> dict[str, Path]:
+    """Stage -> the folder of its run, of everything that a rating of `run` uses."""
+    folders = stage_folders(run)
+    rated = folders.pop("train_all")
+    judges = {f"judge_{name}": folders["judge_cnn"].parent / name for name in JUDGES}
+    return {**folders, **judges, "train_all": rated}
 
 
-def input_hashes(config: Config, digits: Digits) -> dict[str, str]:
-    """The SHA-256 of all that the rating is made from: the checkpoints of every stage, the judges,
-    and what is heard."""
-    return {
-        **checkpoint_hashes(config.results, *stage_folders(config.name).values()),
-        **checkpoint_hashes(judges_folder(config), *KEPT),
-        **data_hashes(**{config.part: digits}),
-    }
-
-
-def judges_folder(config: Config) -> Path:
-    return config.judges or config.results / "judges"
-
-
-def judge_settings(config: Config, dataset: str) -> JudgeSettings:
-    return JudgeSettings(
-        dataset=dataset,
-        results=judges_folder(config),
-        data_root=config.data_root,
-        epochs=config.judges_epochs or (30 if dataset == "handwritten" else JudgeSettings.epochs),
-        batch=config.judges_batch or (32 if dataset == "handwritten" else JudgeSettings.batch),
-        centres=config.kernel_centres,
-        seed=JudgeSettings.seed + config.seed,
-    )
-
-
-def load_stages(config: Config) -> dict[str, dict[str, Any]]:
-    """Seed, epoch, revision, machine and configuration of every stage that the rated run is made
-    of.
+def read_stages(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """Read the seed, epoch, revision, machine and settings of every stage.
 
     Raises:
-        UserError: if a checkpoint is missing, foreign or damaged, a stage is not complete, or stage
-            three was not made from the networks of stages one and two that are there.
+        UserError: if a run is missing or not complete, or stage three was not made from the
+            networks of stages one and two that are in `folders`.
     """
-    stages = {}
-    for stage, name in stage_folders(config.name).items():
-        folder = config.results / name
-        hint = f"run {training_command(stage, name)}"
-        checkpoint = load_checkpoint(folder / "checkpoint.pt", stage, hint)
-        stages[stage] = {
-            key: checkpoint.get(key) for key in ("seed", "epoch", "revision", "config")
-        }
+    stages, recorded = {}, {}
+    for stage, folder in folders.items():
+        hint = f"run {training_command(stage, folder.name)}"
+        if not (folder / "checkpoint.pt").is_file():
+            raise UserError(f"{folder.resolve() / 'checkpoint.pt'} is missing; {hint}.")
         require_complete(folder, hint)
         metrics = read_metrics(folder, hint)
-        stages[stage]["machine"] = metrics.get("machine")
-    with explain_malformed(folder / "metrics.json", hint):  # the last of them is stage three
-        input_hashes = dict(metrics.get("sha256") or {})
-    here = checkpoint_hashes(config.results, "train_vggish", "mnist_classify_train", "emnist_dcgan")
-    for name, hashed in here.items():  # the judge took no part, and may be another
-        if input_hashes.get(name) != hashed:
+        with explain_malformed(folder / "metrics.json", hint):
+            kept = ("seed", "epoch", "revision", "machine", "config")
+            stages[stage] = {key: metrics[key] for key in kept}
+            recorded = dict(metrics["sha256"])  # at the end, of stage three
+    for name, digest in checkpoint_hashes(folders).items():
+        stage = name.partition("/")[0]  # the judges take no part in the training
+        if not stage.startswith(("judge_", "train_all")) and recorded.get(name) != digest:
             raise UserError(
-                f"{config.results / config.name} was not made from the {name} that is in {config.results} now, or does not "
-                f"say so; {hint} again, or put back what it was made from."
+                f"{folders['train_all']} was not made from the {name} that is in {folders[stage]} "
+                f"now; {hint} again, or put back the run that it was made from."
             )
     return stages
 
 
-def judges_mean(readings: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean accuracy of the judges, and that of the digit which fares worst by this mean."""
-    per_digit = zip(
-        *([entry["accuracy"] for entry in reading["per_digit"]] for reading in readings),
-        strict=True,
+def input_hashes(folders: dict[str, Path], part: Part, digits: Digits) -> dict[str, str]:
+    """The SHA-256 of everything that a rating is made from: checkpoints and data."""
+    return {**checkpoint_hashes(folders), **data_hashes(**{part: digits})}
+
+
+def rating_folder(run: Path, part: Part, refine_steps: int, kind: str = "evaluation") -> Path:
+    """Where the rating of a run lies, such as `<run>/evaluation_validation_refined`."""
+    return run / (
+        f"{kind}{'' if part == 'test' else f'_{part}'}{'_refined' if refine_steps else ''}"
+    )
+
+
+def reserve_output(output: Path, stage: str) -> None:
+    """Lock the folder that `stage` will write into, before its work.
+
+    Raises:
+        UserError: if it is in use, cannot be written, or holds the record of another script.
+    """
+    lock_folder(output)
+    check_writable(output)
+    if is_complete(output):
+        require_same_script(output, stage)
+
+
+def move_older_aside(output: Path) -> None:
+    """Move the older record in `output`, if there is one, to a numbered folder, and say so."""
+    if is_complete(output):
+        aside = move_aside(output)
+        check_writable(output)
+        size = folder_megabytes(aside)
+        print(f"The older record of {output} is now in {aside} ({size:.1f} MB).")
+
+
+def rate_run(
+    run: Path, part: Part, refine_steps: int, seed: int, data_root: Path, device: torch.device
+) -> RatingResult:
+    """Turn all images of a part into sound, imagine them, and rate the imagined images.
+
+    Args:
+        run: the folder of a complete run of stage three.
+        part: test or validation.
+        refine_steps: number of steps of latent refinement.
+        seed: of the samples from noise, and of the halves that realism compares.
+        data_root: the folder of the data sets.
+        device: where it is computed.
+
+    Raises:
+        UserError: if a stage is missing or damaged, or the part has too few images.
+    """
+    folders = rated_folders(run)
+    model = LateBlind.load(run, device)
+    refiner = load_refiner(folders, refine_steps, model, device)
+    generator_before = load_generator(folders["emnist_dcgan"], device)
+    classifier = load_classifier(folders["mnist_classify_train"], model.dataset, device)
+    _, sound_classifier, _ = load_audio_network(folders["train_vggish"], device)
+    judges: dict[str, Any] = load_judges(folders["judge_cnn"].parent, model.dataset, device)
+    names = class_names(model.dataset, data_root)
+    digits = load_digits(model.dataset, part, data_root, device)
+    if len(digits.labels) <= 2 * NEIGHBOURS + 1:
+        raise UserError(
+            f"the {part} part of {model.dataset} has {len(digits.labels)} images, but a rating "
+            f"needs at least {2 * NEIGHBOURS + 2}; add images."
+        )
+    heard = upsample(digits.images)
+
+    print(f"hearing {len(heard)} {part} images ...", flush=True)
+    imagined, distance = imagine(model, digits.images, refiner=refiner)
+    classifiers = {"classifier": classifier, **judges}
+    predicted = {name: predict_labels(one, imagined) for name, one in classifiers.items()}
+    reports = {
+        name: {
+            **accuracy_report(predicted[name], digits.labels, len(names)),
+            "real": accuracy_report(predict_labels(one, heard), digits.labels, len(names)),
+        }
+        for name, one in classifiers.items()
+    }
+    by_sound = predict_digits(model.front_end, sound_classifier, digits.images)
+    correlations = correlation(imagined, heard)
+    numbers = {
+        "judges": {name: reports[name] for name in judges},
+        "judges_mean": judges_mean([reports[name] for name in judges]),
+        "classifier": reports["classifier"],
+        "sound_classifier": accuracy_report(by_sound, digits.labels, len(names)),
+        "refined_fraction": refiner.count / len(heard) if refiner else 0.0,
+        "realism": realism_report(
+            judges["cnn"], heard, imagined, generator_before, model.generator, seed
+        ),
+        "correlation": mean_ci(correlations),
+        "ssim": mean_ci(ssim(imagined, heard)),
+        "retrieval": retrieval(imagined, heard, digits.labels),
+        "diversity": diversity(imagined, heard, digits.labels),
+        # l1, whatever the run's objective, so that runs can be compared
+        "audio_loss": distance,
+    }
+    cnn_judge = weights_sha256(judges["cnn"])
+    return RatingResult(model, names, digits, imagined, correlations, predicted, cnn_judge, numbers)
+
+
+def rate(
+    run: Path, part: Part, refine_steps: int, seed: int, data_root: Path, device: torch.device,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rate a run and write the rating; returns what its metrics.json says.
+
+    Args: as in `rate_run`, and
+        output: the folder to write into. None: inside the run; see `rating_folder`.
+
+    Raises:
+        UserError: as `rate_run`, and if the folder cannot be written.
+    """
+    started = time.perf_counter()
+    folders = rated_folders(run)
+    stages = read_stages(folders)
+    curves = tuple(key for names in PANELS.values() for key in names if key != "replay")
+    log = read_log(run / "log.jsonl", f"run {training_command('train_all', run.name)}", curves)
+    output = output or rating_folder(run, part, refine_steps)
+    reserve_output(output, "evaluate")
+    result = rate_run(run, part, refine_steps, seed, data_root, device)
+    config = {"name": run.absolute().name, "part": part, "refine_steps": refine_steps, "seed": seed}
+    record = {
+        "stage": "evaluate",
+        "dataset": result.model.dataset,
+        "classes": list(result.classes),
+        "part": part,
+        **result.numbers,
+        "seconds": round(time.perf_counter() - started, 1),
+        "machine": f"{device_name(device)}, {precision_name(device)}",
+        "seed": seed,
+        "revision": code_revision(),
+        "versions": package_versions("torchmetrics", "torch-fidelity"),
+        "config": config,
+        "stages": stages,
+        "cnn_judge": result.cnn_judge,
+        "sha256": input_hashes(folders, part, result.digits),
+    }
+    move_older_aside(output)
+    write_rating(output, record, result, log)
+    unlock_folder(output)
+    for name, report in record["judges"].items():
+        if report["real"]["accuracy"] < 0.9:
+            print(
+                f"warning: the judge {name} is right on {report['real']['accuracy']:.2%} of real "
+                "images only, so do not trust it; train it longer with mnist_classify_train.py."
+            )
+    judged = ", ".join(
+        f"{report['accuracy']:.2%} by judge {name}" for name, report in record["judges"].items()
+    )
+    print(
+        f"imagined images classified right ({objective_name(record)} objective): {judged}; "
+        f"{record['classifier']['accuracy']:.2%} by the classifier of the training. "
+        f"{output}/metrics.json, {output}/index.html"
+    )
+    return record
+
+
+def write_rating(
+    output: Path, record: dict[str, Any], result: RatingResult, log: list[dict[str, float]]
+) -> None:
+    """Write the grid, the page, and last metrics.json, which says that the rating is complete."""
+    judged = [result.predicted[name] for name in record["judges"]]
+    examples = [
+        make_example(result, index, rank)
+        for index, rank in choose_examples(result.correlations, result.digits.labels, judged)
+    ]
+    page = render(record, examples, log)
+    save_pairs(output / "imagined.png", result.digits, result.imagined, result.classes)
+    write_file(output / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    text = json.dumps(record, indent=1) + "\n"
+    write_file(output / "metrics.json", lambda path: path.write_text(text))
+
+
+def judges_mean(reports: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean accuracy of the judges, and that of the class that is worst by this mean."""
+    per_class = zip(
+        *([entry["accuracy"] for entry in report["per_class"]] for report in reports), strict=True
     )
     return {
-        "accuracy": statistics.fmean(reading["accuracy"] for reading in readings),
-        "worst_digit": min(statistics.fmean(accuracies) for accuracies in per_digit),
+        "accuracy": statistics.fmean(report["accuracy"] for report in reports),
+        "worst_class": min(statistics.fmean(accuracies) for accuracies in per_class),
     }
 
 
 def realism_report(
-    judge: nn.Module,
-    heard: Tensor,
-    imagined: Tensor,
-    generator_before: nn.Module,
-    taught: nn.Module,
-    seed: int,
-) -> dict[str, Any]:
-    """`realism_report` of what was imagined, and of the two ends of its scale.
+    judge: CNNJudge, heard: Tensor, imagined: Tensor,
+    generator_before: nn.Module, generator_after: nn.Module, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Compute `realism` of the imagined images, and of the two ends of its scale.
 
-    One random half of the real images is the reference. Against it: what was imagined of the other
-    half; the other half itself, as good as it gets; and as many samples of the generator from
-    noise, before stage three and after it. So every set has the same size, none shares an image
-    with the reference, and no judge learned from any of them. (By the validation part, where that
-    is heard, the best epoch of two judges was chosen.)"""
+    The reference is a random half of the real images. Four sets are compared with it: the imagined
+    images of the other half; the other half itself, the best possible; and as many samples of the
+    generator from noise, before and after stage three. All sets have one size, and none shares an
+    image with the reference. No judge is trained on any of them. (On the validation part, the best
+    epoch of two judges was chosen.)"""
     half = len(heard) // 2
-    order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(
-        heard.device
-    )
+    order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed))
+    order = order.to(heard.device)
     first, second = order[:half], order[half : 2 * half]
-    z = seeded_noise(half, seed, heard.device)
+    noise = seeded_noise(half, seed, heard.device)
     sets = {
         "imagined": imagined[first],
         "real": heard[first],
-        "samples_before": generate(generator_before, z),
-        "samples_after": generate(taught, z),
+        "samples_before": generate(generator_before, noise),
+        "samples_after": generate(generator_after, noise),
     }
     reference = judge_features(judge, heard[second])
-    rated = {
-        name: realism_report(judge_features(judge, images), reference)
-        for name, images in sets.items()
-    }
-    return {"features": "residual", "images": half, **rated}
+    rated = {name: realism(judge_features(judge, each), reference) for name, each in sets.items()}
+    return {"features": "cnn", "images": half, **rated}
 
 
 def choose_examples(
-    correlations: Tensor, labels: Tensor, read: list[Tensor]
+    correlations: Tensor, labels: Tensor, predicted: list[Tensor]
 ) -> list[tuple[int, str]]:
-    """Index and rank of the best, the median and the worst of each class, by correlation with the
-    heard image; and of the first one, if any, that most judges misread. `read`: for each judge the
-    digits that it reads."""
-    shown, misread = [], (torch.stack(read).ne(labels).double().mean(0) > 0.5).tolist()
-    for digit in labels.unique().tolist():
-        index = torch.nonzero(labels == digit)[:, 0]
+    """Choose images for the page: index and rank of the best, the median and the worst of each
+    class, by correlation with the heard image; and of the first one, if any, that most judges
+    misclassify.
+
+    Args:
+        correlations: `(N,)`.
+        labels: `(N,)`.
+        predicted: `(N,)` for each judge.
+    """
+    wrong = torch.stack(predicted).ne(labels).double().mean(0) > 0.5
+    misread, shown = wrong.tolist(), []
+    for label in labels.unique().tolist():
+        index = torch.nonzero(labels == label)[:, 0]
         index = index[correlations[index].argsort(descending=True, stable=True)].tolist()
-        shown += [
-            (index[0], "best"),
-            (index[(len(index) - 1) // 2], "median"),
-            (index[-1], "worst"),
-        ]
+        median = index[(len(index) - 1) // 2]
+        shown += [(index[0], "best"), (median, "median"), (index[-1], "worst")]
         shown += [(one, "misread") for one in sorted(index) if misread[one]][:1]
     return shown
 
 
 @torch.no_grad()
-def make_example(rated: RatingResult, index: int, rank: str) -> Example:
-    image, ear = rated.digits.images[index : index + 1], rated.ear
-    sound = ear.translator(image)
+def make_example(result: RatingResult, index: int, rank: str) -> Example:
+    """Collect what the page shows of one image."""
+    image, front_end = result.digits.images[index : index + 1], result.model.front_end
+    sound = front_end.translator(image)
     return Example(
         index=index,
-        digit=int(rated.digits.labels[index]),
+        label=int(result.digits.labels[index]),
         rank=rank,
         heard=image[0].cpu().numpy(),
         sound=sound[0].cpu().numpy(),
-        sample_rate=ear.encoding.sample_rate,
-        logmel=ear.log_mel(sound)[0, 0].cpu().numpy(),
-        hop=ear.hop,
-        imagined=rated.imagined[index, 0].cpu().numpy(),
-        correlation=rated.correlations[index].item(),
-        read={name: digits[index].item() for name, digits in rated.read.items()},
+        sample_rate=front_end.encoding.sample_rate,
+        logmel=front_end.log_mel(sound)[0, 0].cpu().numpy(),
+        hop=front_end.hop,
+        imagined=result.imagined[index, 0].cpu().numpy(),
+        correlation=result.correlations[index].item(),
+        predicted={name: int(labels[index]) for name, labels in result.predicted.items()},
     )
