@@ -1,11 +1,12 @@
-"""A GPU for machines that have none. Its tensors keep their numbers on the CPU, but mix with none
-that lie there, as a real one's: so a script can be run on `cuda:0` anywhere, and must give what it
-gives on the CPU, bit for bit.
+"""A pretended GPU, for machines without one. A script can run on `cuda:0` everywhere, and must give
+the same bits as on the CPU.
 
-PyTorch hands every operation, below autograd, to `PretendedGPU.__torch_dispatch__`, which unpacks
-the tensors, computes, and packs the results. A CUDA graph is pretended too: what is captured is
-done once, and noted, to be done again with the numbers that its tensors have then. What it cannot
-show: the kernels, their rounding and their speed, bfloat16, streams, memory."""
+The tensors of this GPU keep their numbers on the CPU. As on a real GPU, they cannot be mixed with
+tensors of the CPU. PyTorch hands every operation below autograd to
+`PretendedGPU.__torch_dispatch__`. It unpacks the tensors, computes, and packs the results. CUDA
+graphs are pretended too: the captured operations run once and are noted. A replay runs them again
+with the numbers that their tensors have then. The pretended GPU does not show kernels, their
+rounding and speed, bfloat16, streams or memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,15 +26,16 @@ INDEXING = {
     aten.index_put,
     aten.index_put_,
     aten._index_put_impl_,
-}  # also by indices that lie on the CPU
+}  # indices on the CPU are allowed
 READING = {
     aten._local_scalar_dense,
     aten.nonzero,
     aten.equal,
     aten.masked_select,
 }  # the host waits for the result
-UNREPEATABLE = {  # of which a GPU that shall be deterministic refuses the gradient
-    aten.grid_sampler_2d_backward, aten.upsample_bilinear2d_backward, aten._upsample_bilinear2d_aa_backward,
+NOT_DETERMINISTIC = {  # gradients that a deterministic GPU refuses
+    aten.grid_sampler_2d_backward, aten.upsample_bilinear2d_backward,
+    aten._upsample_bilinear2d_aa_backward,
 }  # fmt: skip
 PRETENDED = {
     "is_available": lambda: True,
@@ -59,7 +61,7 @@ class OnGPU(Tensor):
             "storage_offset": numbers.storage_offset(),
             "dtype": numbers.dtype,
         }
-        # To PyTorch's C++ it lies on `meta`: of CUDA it would ask the driver.
+        # To PyTorch's C++ it lies on `meta`. For CUDA it would ask the driver.
         packed = Tensor._make_wrapper_subclass(
             cls, numbers.size(), **layout, device=torch.device("meta")
         )
@@ -75,7 +77,7 @@ class OnGPU(Tensor):
     def __torch_dispatch__(
         cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        raise RuntimeError(f"{func} is asked for outside of PretendedGPU")
+        raise RuntimeError(f"{func} runs outside of PretendedGPU")
 
     def __reduce_ex__(self, protocol: int) -> Any:  # a checkpoint holds the numbers
         return self.numbers.__reduce_ex__(protocol)
@@ -94,8 +96,8 @@ class Graph:
 
     def replay(self) -> None:
         for func, args, kwargs, results in self.done if not self.fresh else ():
-            anew = func(*_unpacked(args), **_unpacked(kwargs))
-            for old, new in zip(tree_leaves(_unpacked(results)), tree_leaves(anew), strict=True):
+            again = func(*_unpacked(args), **_unpacked(kwargs))
+            for old, new in zip(tree_leaves(_unpacked(results)), tree_leaves(again), strict=True):
                 if (
                     isinstance(new, Tensor) and new.data_ptr() != old.data_ptr()
                 ):  # else in place, or a view
@@ -108,13 +110,13 @@ def _unpacked(tree: Any) -> Any:
 
 
 class PretendedGPU(TorchDispatchMode):
-    """Within it, there is one GPU, `cuda:0`.
+    """A context in which there is one GPU, `cuda:0`.
 
     Attributes:
-        watching: set it to have operations noted.
-        waits: those noted that make the host wait for the GPU: numbers read, and copies from or to
-            the CPU.
-        graph: the one that captures.
+        watching: whether operations are noted.
+        waits: the noted operations that make the host wait for the GPU: numbers read, and copies
+            from or to the CPU.
+        graph: the graph that captures now.
     """
 
     def __init__(self) -> None:
@@ -152,7 +154,7 @@ class PretendedGPU(TorchDispatchMode):
         kwargs, kind = kwargs or {}, func.overloadpacket
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         here = [value for value in tensors if isinstance(value, OnGPU)]
-        # A single number from the CPU may stand beside a tensor, but for those that are joined.
+        # A single number of the CPU may be mixed with tensors, except in cat and stack.
         there = [
             value
             for value in tensors
@@ -165,7 +167,7 @@ class PretendedGPU(TorchDispatchMode):
                 f"Expected all tensors to be on the same device, but {func} got {shapes}"
             )
 
-        if here and kind in UNREPEATABLE and torch.are_deterministic_algorithms_enabled():
+        if here and kind in NOT_DETERMINISTIC and torch.are_deterministic_algorithms_enabled():
             raise RuntimeError(f"{func} does not have a deterministic implementation")
 
         device = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
@@ -200,7 +202,7 @@ class PretendedGPU(TorchDispatchMode):
                 return value
             return (
                 packed[id(value)] if id(value) in packed else OnGPU(value)
-            )  # itself, of what is done in place
+            )  # the tensor itself, if the operation was in place
 
         results = tree_map(pack, done)
         if self.graph and on_gpu:

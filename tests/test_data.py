@@ -9,11 +9,22 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from runs import UserError
+from PIL import Image
 from torchvision import datasets
 
 import data
-from data import VALIDATION, Digits, default_root, load_digits, load_gan_images
+from common.files import UserError
+from data import (
+    DATASETS,
+    Digits,
+    class_names,
+    default_root,
+    downloads,
+    load_digits,
+    load_gan_images,
+)
+from data.augment import affine_grid, augment_uint8, random_affine, sample_by_gathers
+from data.downloads import VALIDATION
 from data.resize import downsample_lstsq, project_to_28x28, upsample
 from data.synthetic import printed_letters, simple_shapes
 
@@ -22,7 +33,7 @@ NOWHERE = Path("no download is needed")
 
 
 def as_rows(digits: Digits) -> list[bytes]:
-    """Each image as bytes, to tell images apart."""
+    """Each image as bytes, for sets of images."""
     return [image.numpy().tobytes() for image in digits.images]
 
 
@@ -74,7 +85,7 @@ def test_parts_are_disjoint(sets: str, request: pytest.FixtureRequest) -> None:
     assert len(set.union(*parts)) == sum(len(part) for part in parts)
 
 
-def test_the_labels_belong_to_the_images(
+def test_the_labels_fit_the_images(
     handwritten: dict[str, Digits], printed: dict[str, Digits]
 ) -> None:
     """The nearest mean image of the training part names most of the validation part."""
@@ -87,28 +98,30 @@ def test_the_labels_belong_to_the_images(
         assert (nearest == validation.labels).float().mean() > 0.5  # 0.1 by chance
 
 
-def test_heard_and_remembered_share_no_image_and_the_same_orientation(
+def test_handwritten_and_printed_digits_share_the_orientation_but_no_image(
     handwritten: dict[str, Digits], printed: dict[str, Digits]
 ) -> None:
     """The mean printed digit looks like the mean handwritten one, and less so when it is
     transposed."""
     assert not set(as_rows(handwritten["train"])) & set(as_rows(printed["train"]))
     for digit in (2, 4, 7):  # those that change most when transposed
-        heard, seen = (
+        handwriting, print_ = (
             sets["train"].images[sets["train"].labels == digit].float().mean(0)
             for sets in (handwritten, printed)
         )
-        assert alike(heard, seen) > alike(heard, seen.T) + 0.1
+        assert (
+            pixel_correlation(handwriting, print_) > pixel_correlation(handwriting, print_.T) + 0.1
+        )
 
 
-def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+def pixel_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 
-def test_loading_twice_gives_the_same_and_draws_no_random_number(
+def test_loading_again_gives_the_same_and_keeps_the_random_state(
     handwritten: dict[str, Digits], printed: dict[str, Digits]
 ) -> None:
-    """Whatever the state of the global generators, which are left as they were."""
+    """The state of the global random generators does not matter, and does not change."""
     torch.manual_seed(123)
     np.random.seed(123)
     state, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -122,7 +135,9 @@ def test_loading_twice_gives_the_same_and_draws_no_random_number(
     assert (np.random.get_state()[1] == numpys).all()
 
 
-def test_as_seen_is_64_by_64_in_minus_one_to_one(handwritten: dict[str, Digits]) -> None:
+def test_upsample_gives_64_by_64_pixels_from_minus_one_to_one(
+    handwritten: dict[str, Digits],
+) -> None:
     seen = upsample(handwritten["test"].images[:50])
     assert seen.shape == (50, 1, 64, 64)
     assert seen.dtype == torch.float32
@@ -134,13 +149,15 @@ def test_as_seen_is_64_by_64_in_minus_one_to_one(handwritten: dict[str, Digits])
         )
 
 
-def test_as_drawn_is_the_least_squares_way_back_of_as_seen(handwritten: dict[str, Digits]) -> None:
+def test_downsample_is_the_least_squares_inverse_of_upsample(
+    handwritten: dict[str, Digits],
+) -> None:
     images = handwritten["test"].images[:20]
     torch.testing.assert_close(
         downsample_lstsq(upsample(images))[:, 0], images / 255, atol=1e-5, rtol=0
     )
-    # Of what is no enlargement, the nearest one: against NumPy, on a matrix of the enlargement
-    # found pixel by pixel.
+    # An image that is no enlargement gives the nearest one. The reference is NumPy's, with the
+    # matrix of the enlargement found pixel by pixel.
     pixels = torch.eye(28 * 28).view(-1, 28, 28)
     enlarging = (upsample((pixels * 255).byte()) + 1).flatten(1).T.double().numpy() / 2
     noise = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -165,12 +182,162 @@ def test_letters_and_shapes_are_all_different() -> None:
         assert not edge.any()  # nothing is cut off
 
 
-def test_as_seen_keeps_the_image_upright() -> None:
+def test_upsample_keeps_the_image_upright() -> None:
     image = torch.zeros(1, 28, 28, dtype=torch.uint8)
     image[0, 3, 20] = 255  # 28 -> 64: its centre goes to (3.5, 20.5) * 64 / 28 = (8.0, 46.9)
     row, column = divmod(upsample(image).argmax().item(), 64)
     assert row in (7, 8)
     assert column in (46, 47)
+
+
+# Data sets by name.
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "", "MNIST"])
+def test_an_unknown_data_set_is_refused_with_the_names(name: str) -> None:
+    names = ", ".join(DATASETS)
+    message = f"--dataset {name}: there is no such data set; give one of {names}.$"
+    with pytest.raises(UserError, match=message):
+        load_digits(name, "test", NOWHERE, "cpu")
+    with pytest.raises(UserError, match=message):
+        class_names(name, NOWHERE)
+    message = f"--dataset {name}: there is no such data set; give one of emnist, printed, {names}.$"
+    with pytest.raises(UserError, match=message):
+        load_gan_images(name, "train", NOWHERE, "cpu")
+
+
+def test_no_data_set_stands_in_for_another_one(tmp_path: Path) -> None:
+    for name in ("mnist", "fashion_mnist", "pictures"):
+        with pytest.raises(UserError, match="cannot be downloaded|pictures is missing"):
+            load_digits(name, "train", tmp_path, "cpu")
+    assert class_names("fashion_mnist", tmp_path)[:2] == ("T-shirt", "trouser")
+    assert class_names("handwritten", tmp_path) == tuple("0123456789")
+
+
+# A folder of pictures.
+
+
+def draw_pictures(root: Path, counts: dict[str, int], size: tuple[int, int] = (28, 28)) -> Path:
+    """The folder `pictures` in `root`: a subfolder a class, and in it grey PNGs, each of another
+    level."""
+    level = 0
+    for name, count in counts.items():
+        folder = root / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            level += 1
+            Image.new("L", size, level).save(folder / f"{number:03d}.png")
+    return root / "pictures"
+
+
+@pytest.mark.parametrize("size", [(28, 28), (50, 40)])
+def test_a_folder_of_pictures_has_a_class_for_each_subfolder(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    folder = draw_pictures(tmp_path, {"pear": 20, "apple": 10, "plum": 11}, size)
+    (folder / ".hidden").mkdir()
+    (folder / "pear" / "notes.txt").write_text("no picture")
+    assert class_names("pictures", tmp_path) == ("apple", "pear", "plum")
+    parts = {part: load_digits("pictures", part, tmp_path, "cpu") for part in PARTS}
+    counts = {part: digits.labels.bincount().tolist() for part, digits in parts.items()}
+    assert counts == {"train": [7, 14, 8], "validation": [1, 2, 1], "test": [2, 4, 2]}
+    levels = torch.cat([digits.images[:, 14, 14] for digits in parts.values()])
+    labels = torch.cat([digits.labels for digits in parts.values()])
+    assert sorted(levels.tolist()) == list(range(1, 42))  # each in one part
+    assert sorted(levels[labels == 0].tolist()) == list(range(21, 31))
+    assert parts["train"].images.shape == (29, 28, 28)
+    again = load_digits("pictures", "validation", tmp_path, "cpu")
+    assert again.images.equal(parts["validation"].images)
+
+
+def test_errors_name_what_a_folder_of_pictures_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pictures is missing; make it, with one subfolder"):
+        load_digits("pictures", "train", tmp_path, "cpu")
+    folder = draw_pictures(tmp_path, {"apple": 10})
+    with pytest.raises(UserError, match="pictures has 1 subfolders; it needs one for each class"):
+        class_names("pictures", tmp_path)
+    draw_pictures(tmp_path, {"pear": 9})
+    with pytest.raises(UserError, match="pear holds 9 pictures .*a class needs at least 10"):
+        load_digits("pictures", "train", tmp_path, "cpu")
+    (folder / "pear" / "009.png").write_bytes(b"<html>404</html>")
+    with pytest.raises(UserError, match="009.png is damaged, or no picture"):
+        load_digits("pictures", "train", tmp_path, "cpu")
+
+
+# Random rotation, shift and scaling.
+
+
+def test_affine_grid_agrees_with_pytorch() -> None:
+    matrices = torch.randn(5, 2, 3)
+    for height, width in ((64, 64), (28, 28), (7, 20)):
+        shape = [5, 1, height, width]
+        expected = torch.nn.functional.affine_grid(matrices, shape, align_corners=False)
+        grid = affine_grid(matrices, height, width)
+        torch.testing.assert_close(grid, expected, rtol=0, atol=2e-6)
+
+
+def test_random_affine_draws_for_each_image() -> None:
+    torch.manual_seed(0)
+    images = -torch.ones(64, 1, 32, 32)
+    images[:, :, 12:20, 8:24] = 1
+    assert torch.equal(random_affine(images, 0.0), images)
+    rotated = random_affine(images, 180.0)
+    assert len({tuple(image.flatten().tolist()) for image in rotated}) == 64
+    assert rotated.min() == -1
+    torch.manual_seed(1)
+    expected = random_affine(images, 10.0)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(random_affine(images, 10.0), expected)
+    ink, before = (rotated + 1).sum((1, 2, 3)), (images + 1).sum((1, 2, 3))
+    torch.testing.assert_close(ink, before, rtol=0.05, atol=0)  # a rotation keeps the ink
+    scaled = (random_affine(images, 0.0, scale=0.3) + 1).sum((1, 2, 3)) / before
+    assert scaled.min() < 0.75
+    assert scaled.max() > 1.4
+
+
+@pytest.mark.parametrize("augmentation", [0.5, 1.0])
+def test_augmentation_rotates_shifts_and_scales_up_to_its_limits(augmentation: float) -> None:
+    torch.manual_seed(0)
+    bars = torch.zeros(200, 28, 28, dtype=torch.uint8)
+    bars[:, 13:15, 4:24] = 255
+    moved = augment_uint8(bars, augmentation)
+    assert moved.shape == bars.shape
+    assert moved.dtype == torch.float32
+    assert (moved.min(), moved.max()) == (0, 1)
+    # Place, angle and length of each bar, from the moments of its ink.
+    ink, places = moved.double().numpy(), np.arange(28) - 13.5
+    mass = ink.sum((1, 2))
+    x, y = ((ink.sum(axis) * places).sum(1) / mass for axis in (1, 2))
+    xx, yy = (
+        (ink.sum(axis) * places**2).sum(1) / mass - mean**2 for axis, mean in ((1, x), (2, y))
+    )
+    xy = np.einsum("nij,i,j->n", ink, places, places) / mass - x * y
+    angle = np.degrees(0.5 * np.arctan2(2 * xy, xx - yy))
+    length = np.sqrt(xx / np.cos(np.radians(angle)) ** 2)
+    for measured, limit, rounding in (
+        (angle, 10 * augmentation, 0.3),
+        (x, 0.04 * 28 * augmentation * 1.25, 0.05),
+        (y, 0.04 * 28 * augmentation * 1.25, 0.05),
+        (length / np.median(length) - 1, 0.1 * augmentation * 1.15, 0.02),
+    ):
+        assert 0.7 * limit < abs(measured).max() < limit + rounding
+
+
+@pytest.mark.parametrize(("augmentation", "reach"), [(1.0, 1.0), (0.3, 1.0), (1.0, 8.0)])
+def test_sampling_by_gathers_agrees_with_grid_sample(augmentation: float, reach: float) -> None:
+    """Values and gradients, also far outside of the image."""
+    torch.manual_seed(0)
+    images = torch.rand(3, 1, 20, 31, dtype=torch.float64, requires_grad=True)
+    noise = augmentation * torch.randn(3, 2, 3, dtype=torch.float64) / 4
+    matrices = torch.eye(2, 3, dtype=torch.float64) + noise
+    grid = torch.nn.functional.affine_grid(matrices, [3, 1, 24, 24], align_corners=False) * reach
+    one = torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    other = sample_by_gathers(images, grid)
+    torch.testing.assert_close(other, one)
+    assert 0 < one.count_nonzero() < one.numel()
+    gradients = [torch.autograd.grad(sampled.square().sum(), images)[0] for sampled in (one, other)]
+    torch.testing.assert_close(*gradients)
 
 
 # torchvision's files, written here.
@@ -219,7 +386,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mnist_parts(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation part is the end of the training file; the test file is another."""
     assert VALIDATION == 5000
-    monkeypatch.setattr(data, "VALIDATION", 6)
+    monkeypatch.setattr(downloads, "VALIDATION", 6)
     parts = {part: load_digits("mnist", part, mnist, "cpu") for part in PARTS}
     numbers = {part: digits.images[:, 0, 27].tolist() for part, digits in parts.items()}
     assert numbers == {
@@ -233,7 +400,7 @@ def test_mnist_parts(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mnist_is_not_transposed(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "VALIDATION", 6)
+    monkeypatch.setattr(downloads, "VALIDATION", 6)
     images = load_digits("mnist", "train", mnist, "cpu").images
     assert images[3].count_nonzero() == 1
     assert images[3, 0, 27] == 3
@@ -241,11 +408,10 @@ def test_mnist_is_not_transposed(mnist: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("file", ["train", "test"])
 def test_emnist_is_transposed_back(tmp_path: Path, file: str) -> None:
-    """And is split into nine tenths and one, with all images in one of them, each with its
-    label."""
+    """It is split into nine tenths and one tenth, and each image keeps its label."""
     root = emnist(tmp_path, "mnist", 40, 10, file)
     parts = {
-        part: load_gan_images("emnist", part, root, "cpu", file=file)
+        part: load_gan_images("emnist", part, root, "cpu", emnist_part=file)
         for part in ("train", "validation")
     }
     assert {part: len(digits.labels) for part, digits in parts.items()} == {
@@ -333,12 +499,16 @@ def resize(path: Path) -> None:
 DAMAGES = [truncate, empty, overwrite, shorten, resize]
 
 
+def damaged(name: str) -> str:
+    """The error for a file of the wrong length or size, or for whole files that do not fit."""
+    one_file = f"raw/{name} (is damaged; delete it|holds no images of 28 x 28; put another there)"
+    return f"{one_file}|MNIST/raw holds damaged files; .* {name}"
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_mnist_is_refused(mnist: Path, damage: Callable[[Path], None]) -> None:
     damage(mnist / "MNIST" / "raw" / "train-images-idx3-ubyte")
-    with pytest.raises(
-        UserError, match=r"MNIST.raw holds damaged files; delete them, .* train-images-idx3-ubyte"
-    ):
+    with pytest.raises(UserError, match=damaged("train-images-idx3-ubyte")):
         load_digits("mnist", "train", mnist, "cpu")
 
 
@@ -346,16 +516,14 @@ def test_a_damaged_mnist_is_refused(mnist: Path, damage: Callable[[Path], None])
 def test_a_damaged_emnist_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     root = emnist(tmp_path, "mnist", 20, 10)
     damage(root / "EMNIST" / "raw" / "emnist-mnist-train-images-idx3-ubyte")
-    with pytest.raises(
-        UserError, match=r"EMNIST.raw holds damaged files; .* emnist-mnist-train-images-idx3-ubyte"
-    ):
+    with pytest.raises(UserError, match=damaged("emnist-mnist-train-images-idx3-ubyte")):
         load_gan_images("emnist", "train", root, "cpu")
 
 
 def test_damaged_labels_are_refused(mnist: Path) -> None:
     path = mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"holds damaged files; .* t10k-labels-idx1-ubyte"):
+    with pytest.raises(UserError, match=f"{path.name} is damaged; delete it and put a whole one"):
         load_digits("mnist", "test", mnist, "cpu")
 
 
@@ -383,7 +551,7 @@ def test_a_missing_emnist_without_a_network_names_folder_and_files(
     tmp_path: Path, split: str, file: str
 ) -> None:
     with pytest.raises(UserError, match="EMNIST is not in .* and cannot be downloaded") as refusal:
-        load_gan_images("emnist", "train", tmp_path, "cpu", split=split, file=file)
+        load_gan_images("emnist", "train", tmp_path, "cpu", split=split, emnist_part=file)
     message = str(refusal.value)
     assert str(tmp_path / "EMNIST" / "raw") in message
     assert (
@@ -392,12 +560,12 @@ def test_a_missing_emnist_without_a_network_names_folder_and_files(
     )
 
 
-def test_what_is_missing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.EMNIST, "download", lambda self: emnist(tmp_path, "mnist", 20, 10))
     assert len(load_gan_images("emnist", "train", tmp_path, "cpu").labels) == 18
 
 
-def test_listen_data_decides_where_the_data_are(
+def test_listen_data_names_the_folder_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LISTEN_DATA", str(tmp_path))
@@ -436,14 +604,16 @@ def test_the_real_emnist_is_upright() -> None:
     transposed."""
     root = real("EMNIST/raw/emnist-byclass-test-images-idx3-ubyte")
     parts = [
-        load_gan_images("emnist", part, root, "cpu", split="byclass", file="test")
+        load_gan_images("emnist", part, root, "cpu", split="byclass", emnist_part="test")
         for part in ("train", "validation")
     ]
     assert sum(len(part.labels) for part in parts) == 57918
     assert parts[0].labels.unique().tolist() == list(range(10))
     mnist = load_digits("mnist", "test", real("MNIST/raw/t10k-images-idx3-ubyte"), "cpu")
     for digit in (2, 4, 7):
-        heard, seen = (
+        handwriting, print_ = (
             part.images[part.labels == digit].float().mean(0) for part in (mnist, parts[0])
         )
-        assert alike(heard, seen) > alike(heard, seen.T) + 0.1
+        assert (
+            pixel_correlation(handwriting, print_) > pixel_correlation(handwriting, print_.T) + 0.1
+        )

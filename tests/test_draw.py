@@ -1,4 +1,4 @@
-"""The README's pictures, drawn by the real command line from the tiny chain."""
+"""The pictures of the README, drawn by the real command line from the tiny chain."""
 
 import shutil
 import subprocess
@@ -12,36 +12,40 @@ from conftest import ROOT
 from PIL import Image
 from torchvision.utils import save_image
 
-import mnist_classify_train
-import train_all
 from data import Digits
-from ims import draw
+from tools import draw_readme
 from training.figures import save_grid
 
-NAMES = {"overview", "imagined", "refine_steps", "epochs", "samples", "soundscapes", "photo"}
+# refined.png is left out where no class changed.
+NAMES = {"overview", "imagined", "epochs", "samples", "soundscapes", "photo"}
 
 
-@pytest.fixture(scope="module")
-def drawn(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the pictures. Read it only."""
-    out = tmp_path_factory.mktemp("ims")
-    flags = (
-        "--results",
-        str(chain),
-        "--published",
-        "train_all",
-        "--out",
-        str(out),
-        "--refine-steps",
-        "2",
-    )
-    command = [sys.executable, "-m", "ims.draw", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+def draw(results: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    flags = ["--results", str(results), "--consistent", "train_all", "--out", str(out)]
+    command = [sys.executable, "-m", "tools.draw_readme", *flags, "--refine-steps", "2"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_every_picture_is_drawn_and_is_small(chain: Path, tmp_path: Path) -> None:
+    done = draw(chain, tmp_path)
     assert done.returncode == 0, done.stderr
-    return out
+    paths = list(tmp_path.iterdir())
+    assert {path.stem for path in paths} >= NAMES
+    for path in paths:
+        with Image.open(path) as picture:
+            grey = np.asarray(picture.convert("L"), float)
+        assert np.ptp(grey) > 100, f"{path.name} shows nothing"
+        assert path.stat().st_size < draw_readme.LARGEST
 
 
-def test_a_grid_is_torchvisions_in_grey(tmp_path: Path) -> None:
+def test_a_missing_run_is_an_error_in_one_sentence(chain: Path, tmp_path: Path) -> None:
+    shutil.copytree(chain / "emnist_dcgan", tmp_path / "emnist_dcgan")
+    done = draw(tmp_path, tmp_path / "ims")
+    assert done.returncode == 2
+    assert "train_all" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_grid_equals_torchvisions_in_grey(tmp_path: Path) -> None:
     images = torch.randint(0, 511, (7, 1, 8, 8)) / 255 - 1  # half levels, too
     save_grid(tmp_path / "ours.png", images, columns=4)
     save_image(images, tmp_path / "theirs.png", nrow=4, value_range=(-1, 1), normalize=True)
@@ -50,48 +54,38 @@ def test_a_grid_is_torchvisions_in_grey(tmp_path: Path) -> None:
         assert np.array_equal(ours, theirs.convert("L"))
 
 
-def test_every_picture_is_drawn_and_none_is_larger_than_the_readme_may_carry(drawn: Path) -> None:
-    paths = list(drawn.iterdir())
-    assert {path.stem for path in paths} >= NAMES - {
-        "refine_steps"
-    }  # which is left out where nothing changed
-    for path in paths:
-        with Image.open(path) as picture:
-            assert np.ptp(np.asarray(picture.convert("L"), float)) > 100, (
-                f"{path.name} shows nothing"
-            )
-        assert path.stat().st_size < 300_000
-
-
-def test_the_readings_that_second_thoughts_change_are_counted_and_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_changed_classes_are_counted_and_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The judge reads a drawing by its brightness. Of the threes one changes for better, of the
-    fives one for worse and a later one for better, a seven stays wrong, a one stays right; a nine
-    changes from one wrong digit to another."""
+    """The judge reads the class from the brightness. A 3 changes for better, a 5 for worse, a later
+    5 for better, and a 9 from wrong to wrong. A 7 stays wrong, a 1 and a 3 stay right."""
     labels = torch.tensor([3, 5, 1, 5, 7, 9, 3])
     first, second = torch.tensor([8, 5, 1, 6, 2, 4, 3]), torch.tensor([3, 6, 1, 5, 2, 7, 3])
 
     def brightness(digits: torch.Tensor) -> torch.Tensor:
         return (digits / 10.0)[:, None, None, None].expand(-1, 1, 64, 64)
 
+    def judge(images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(10)[(10 * images[:, 0, 0, 0]).round().long()]
+
+    def imagine(model: object, images: torch.Tensor, refiner: object) -> tuple:
+        return brightness(second if refiner else first), 0.0
+
+    class Model:
+        dataset = "mnist"
+
     rows: list[torch.Tensor] = []
+    monkeypatch.setattr(draw_readme, "stage_folders", lambda run: {"judge_cnn": run})
+    monkeypatch.setattr(draw_readme, "load_judge", lambda *_: judge)
+    monkeypatch.setattr(draw_readme, "load_refiner", lambda *_: "refiner")
+    monkeypatch.setattr(draw_readme, "imagine", imagine)
     monkeypatch.setattr(
-        mnist_classify_train,
-        "load_judge",
-        lambda *_: lambda x: torch.eye(10)[(10 * x[:, 0, 0, 0]).round().long()],
+        draw_readme, "save_labelled_rows", lambda path, titles, images: rows.extend(images)
     )
-    monkeypatch.setattr(train_all, "load_second_thoughts", lambda *_: "again")
-    monkeypatch.setattr(
-        train_all, "imagine", lambda *_, refiner: (brightness(second if refiner else first), 0.0)
-    )
-    monkeypatch.setattr(figures, "save_rows", lambda path, titles, images: rows.extend(images))
     digits = Digits(torch.zeros(7, 28, 28, dtype=torch.uint8), labels)
-    draw.draw_second_thoughts(
-        draw.Config(), Path("unwritten.png"), (None, None, None, "mnist"), digits
-    )
-    said = "the judge reads 4 of 7 as another digit: 2 for better, 1 for worse, 1 still wrong"
-    assert said in capsys.readouterr().out
+    draw_readme.draw_refined(draw_readme.Config(out=tmp_path), Model(), digits)
+    line = "class of 4 of 7 images: 2 for better, 1 for worse, 1 from wrong to wrong"
+    assert line in capsys.readouterr().out
     heard, before, after = rows
     assert len(heard) == 3
     torch.testing.assert_close(before, brightness(first[[0, 1, 5]]))
@@ -101,25 +95,9 @@ def test_the_readings_that_second_thoughts_change_are_counted_and_shown(
 def test_a_large_picture_is_copied_in_fewer_colours(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    draw.copy_small(tmp_path / "noise.png", tmp_path / "same.png", most=1_000_000)
+    draw_readme.copy_small(tmp_path / "noise.png", tmp_path / "same.png", most=1_000_000)
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "noise.png").read_bytes()
-    draw.copy_small(tmp_path / "noise.png", tmp_path / "small.png", most=150_000)
+    draw_readme.copy_small(tmp_path / "noise.png", tmp_path / "small.png", most=150_000)
     assert (tmp_path / "small.png").stat().st_size <= 150_000
     with Image.open(tmp_path / "small.png") as small:
         assert len(small.getcolors()) in (32, 64, 128)
-
-
-def test_a_missing_run_is_told_in_a_sentence(chain: Path, tmp_path: Path) -> None:
-    shutil.copytree(chain / "train_all", tmp_path / "train_all")
-    command = [
-        sys.executable,
-        "-m",
-        "ims.draw",
-        "--results",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "ims"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2
-    assert "train_all_published" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import models.generator
+import models.vggish
 from models.discriminator import Discriminator
-from models.generator import Generator
+from models.generator import NOISE_SIZE, Generator, seeded_noise
 from models.judge_cnn import CNNJudge
 from models.lenet import LeNet
 from models.vggish import VGGish
@@ -81,7 +83,7 @@ def test_other_numbers_of_classes() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_generator_draws_in_minus_one_to_one(training: bool) -> None:
+def test_the_generator_draws_from_minus_one_to_one(training: bool) -> None:
     generator = Generator(4).train(training)
     with torch.no_grad():
         generator.layers[
@@ -92,7 +94,7 @@ def test_the_generator_draws_in_minus_one_to_one(training: bool) -> None:
     assert images.max() == 1
 
 
-def test_the_judge_has_64_features_and_looks_at_32_by_32() -> None:
+def test_the_cnn_judge_has_64_features_of_32_by_32_pixels() -> None:
     judge = CNNJudge().eval()
     images = normal(3, 1, 64, 64)
     features = judge.features(images)
@@ -112,7 +114,7 @@ def test_the_judge_has_64_features_and_looks_at_32_by_32() -> None:
 # VGGish.
 
 
-def test_vggish_has_a_relu_behind_every_convolution() -> None:
+def test_vggish_has_a_relu_after_every_convolution() -> None:
     layers = list(VGGish(frames=16, width=4).features)
     behind = [
         after
@@ -163,11 +165,11 @@ def test_vggish_flattens_time_first_and_channels_last() -> None:
         )
 
 
-def test_the_embedding_has_mean_0_and_variance_1_like_the_noise_of_a_generator() -> None:
+def test_the_embedding_has_mean_0_and_variance_1_like_the_noise() -> None:
     torch.manual_seed(0)
     network = VGGish(frames=16, width=4).train()
     embeddings = network.embed(5 * normal(64, 1, 16, 64))
-    assert embeddings.shape == (64, Generator.noise_size)
+    assert embeddings.shape == (64, NOISE_SIZE)
     torch.testing.assert_close(embeddings.mean(0), torch.zeros(100), rtol=0, atol=1e-4)
     # BatchNorm adds 1e-5 to a variance that is some 0.01 at the start.
     torch.testing.assert_close(embeddings.var(0, correction=0), torch.ones(100), rtol=0, atol=0.01)
@@ -180,6 +182,21 @@ def test_the_batchnorm_of_the_embedding_has_no_parameters() -> None:
     assert len(norms) == 1
     assert not list(norms[0].parameters())
     assert norms[0].num_features == 100
+
+
+def test_the_noise_size_and_the_embedding_size_are_one_constant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Change it, and both networks change: one's output must fit the other's input."""
+    assert models.vggish.NOISE_SIZE is models.generator.NOISE_SIZE
+    for module in (models.generator, models.vggish):
+        monkeypatch.setattr(module, "NOISE_SIZE", 60)
+    noise = seeded_noise(4, 0, torch.device("cpu"))
+    network = VGGish(frames=16, width=4)
+    embeddings = network.embed(normal(4, 1, 16, 64))
+    assert embeddings.shape == noise.shape == (4, 60)
+    assert Generator(4)(embeddings).shape == (4, 1, 64, 64)
+    assert network(normal(4, 1, 16, 64)).shape == (4, 10)
 
 
 # Published sizes.
@@ -234,7 +251,7 @@ def test_dcgan_initialisation(network_type: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_seed_decides_the_network_and_eval_mode_draws_nothing(name: str) -> None:
+def test_a_seed_fixes_the_weights_and_eval_mode_is_deterministic(name: str) -> None:
     (first, inputs), (second, _) = small_networks()[name], small_networks()[name]
     assert all(
         a.equal(b)
@@ -247,14 +264,14 @@ def test_a_seed_decides_the_network_and_eval_mode_draws_nothing(name: str) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_eval_mode_an_input_does_not_depend_on_its_neighbours(name: str) -> None:
+def test_in_eval_mode_an_output_does_not_depend_on_the_batch(name: str) -> None:
     network, inputs = small_networks()[name]
     network.eval()
     singles = torch.cat([network(one[None]) for one in inputs])
     torch.testing.assert_close(network(inputs), singles, rtol=1e-4, atol=1e-5)
 
 
-# Each of them learns a handful of examples by heart.
+# Each of them can memorise a few examples.
 
 
 def fit(network: nn.Module, loss: Callable[[], Tensor], steps: int, learning_rate: float) -> None:
@@ -290,11 +307,11 @@ def test_the_generator_learns_four_images() -> None:
     generator.train()  # its statistics over 100 steps are not those of the last one
     with torch.no_grad():
         drawn = generator(noise)
-    # The mean of the four leaves an error of 0.28: it knows one bar from the other.
+    # The mean of the four images has an error of 0.28.
     assert F.mse_loss(drawn, images) < 0.1
 
 
-def test_the_discriminator_learns_to_tell_images_apart() -> None:
+def test_the_discriminator_learns_to_classify_eight_images() -> None:
     torch.manual_seed(0)
     discriminator, images = Discriminator(8), normal(8, 1, 64, 64).clamp(-1, 1)
     real = torch.tensor([1.0, 0.0]).repeat(4)

@@ -1,9 +1,11 @@
-"""Nothing is lost, and nothing is believed unchecked: two runs in one folder, kills, full disks,
-damaged records.
+"""No result is lost: two runs in one folder, killed runs, full disks, folders that vanish, and
+training that diverges.
 
 `LISTEN_THOROUGH=20` does everything random twenty times as often.
 """
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -17,41 +19,43 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CHAIN, ROOT, script
+from conftest import CHAIN, ROOT, assert_equal_weights, header, script, weights
 from PIL import Image
 from torch import Tensor, nn
 
-import data
+import data.synthetic
 import emnist_dcgan
 import mnist_classify_train
 import train_all
 import train_vggish
+import training.run
 import voice_translator
+from common import provenance
 from common.checkpoint import all_finite, load_checkpoint
 from common.cli import command_line
-from common.files import UNFINISHED, UserError, file_sha256, write_file
+from common.files import UNFINISHED, UserError, file_sha256, folder_megabytes, write_file
 from common.locks import FolderLocked, lock_folder, unlock_folder
 from common.media import write_sound
 from data.synthetic import load_printed
 from emnist_dcgan import gan_failure
-from evaluate import Config, main
 from training.loop import RunningMean, optimizer_step, seed_epoch
-from training.run import NOT_HYPERPARAMETERS, Run, read_metrics
+from training.run import NOT_HYPERPARAMETERS, Run, is_complete, read_metrics
 
 THOROUGH = int(os.environ.get("LISTEN_THOROUGH", 1))
-SAVERS = {name: getattr(figures, name) for name in ("save_grid", "save_curves", "save_soundscapes")}
 STAGES = (train_vggish, mnist_classify_train, emnist_dcgan, train_all)
+JUDGES = ("judges/cnn", "judges/vit", "judges/kernel")
 
 
-# -- two runs in one folder --------------------------------------------------------------------------------------------
+# -- two runs in one folder
 
 
-def test_hold_by_itself(tmp_path: Path) -> None:
+def test_lock_and_unlock(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "run"
     lock_folder(folder)
     lock_folder(folder)  # again in the same process
@@ -66,12 +70,11 @@ def test_hold_by_itself(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
-def test_the_second_process_is_told_who_holds_a_folder_until_the_first_is_killed(
-    tmp_path: Path,
-) -> None:
+def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code = f"folder = Path({str(folder)!r}); lock_folder(folder); print('ready', flush=True); time.sleep(60)"
-    before = "import time; from pathlib import Path; import files\n"
+    code = f"folder = Path({str(folder)!r}); lock_folder(folder); print('ready', flush=True); "
+    code += "time.sleep(60)"
+    before = "import time; from pathlib import Path; from common.locks import lock_folder\n"
     first = subprocess.Popen(
         [sys.executable, "-c", before + code], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
@@ -89,7 +92,7 @@ def test_the_second_process_is_told_who_holds_a_folder_until_the_first_is_killed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_is_told_who_holds_its_folder(tmp_path: Path) -> None:
+def test_a_command_is_refused_while_another_one_runs(tmp_path: Path) -> None:
     lock_folder(tmp_path / "train_vggish")
     done = script("train_vggish.py", *CHAIN["train_vggish.py"], "--results", str(tmp_path))
     unlock_folder(tmp_path / "train_vggish")
@@ -98,14 +101,78 @@ def test_a_command_is_told_who_holds_its_folder(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-# -- kills -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["symbolic link", "dangling link", "hard link", "FIFO"])
+def test_a_lock_file_that_is_no_file_of_its_own_is_refused(tmp_path: Path, kind: str) -> None:
+    lock, other = tmp_path / ".small.lock", tmp_path / "precious.txt"
+    if kind != "dangling link":
+        other.write_text("mine")
+    if kind == "FIFO":
+        os.mkfifo(lock)
+    elif kind == "hard link":
+        lock.hardlink_to(other)
+    else:
+        lock.symlink_to(other)
+    with pytest.raises(UserError, match=r"small.lock is (no regular|also another) file.*remove it"):
+        lock_folder(tmp_path / "small")
+    assert other.exists() == (kind != "dangling link")
+    assert kind == "dangling link" or other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="small cannot be locked .* on another file system"):
+        lock_folder(tmp_path / "small")
+
+
+def test_a_run_on_another_disk_by_a_link_is_locked_and_stays_there(
+    tmp_path: Path, small: None
+) -> None:
+    results, disk = tmp_path / "results", tmp_path / "disk"
+    results.mkdir()
+    (disk / "small").mkdir(parents=True)
+    (results / "small").symlink_to(disk / "small")
+    for settings in (Settings(results), Settings(disk)):  # by the link, and by its target
+        lock_folder(results / "small")
+        assert in_a_child(lambda settings=settings: small_stage(settings)) == 2
+        unlock_folder(results / "small")
+    small_stage(Settings(results))
+    small_stage(Settings(results, seed=1))
+    assert (results / "small").readlink() == disk / "small"
+    assert read_metrics(disk / "small")["seed"] == 1
+    assert read_metrics(disk / "small.1")["seed"] == 0
+
+
+def test_a_run_stops_when_its_link_is_changed(
+    tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for disk in ("one", "other"):
+        (tmp_path / disk / "small").mkdir(parents=True)
+    (tmp_path / "small").symlink_to(tmp_path / "one" / "small")
+    (tmp_path / "other" / ".small.lock").write_text("of another run")
+
+    def change(folder: Path) -> None:
+        folder.unlink()
+        folder.symlink_to(tmp_path / "other" / "small")
+
+    said = said_in_a_child(lambda: small_stage(Settings(tmp_path), change), capfd)
+    assert "small was removed while the run went on" in said
+    assert list((tmp_path / "other" / "small").iterdir()) == []
+
+
+# -- kills
 # A child is forked, so that PyTorch need not be imported again, and killed. The parent looks at
 # what is left.
 
 
 def in_a_child(work: Callable[[], object], kill_after: float | None = None) -> int:
-    """The exit code of `work` in a forked process: 0, 2 for a UserError, 1 for what no one should
-    see; or -9, if killed."""
+    """The exit code of `work` in a forked process: 0, 2 for a UserError, 1 for any other
+    error, -9 if it was killed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -132,7 +199,7 @@ WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 
 def killed_before_write(number: int, work: Callable[[], object]) -> Callable[[], None]:
-    """`work`, ended by SIGKILL just before it changes the file system for the `number`-th time."""
+    """`work`, ended by SIGKILL just before its `number`-th change of the file system."""
 
     def doomed() -> None:
         left = number
@@ -156,7 +223,7 @@ def killed_before_write(number: int, work: Callable[[], object]) -> Callable[[],
 
 
 def check_whole(results: Path) -> None:
-    """Every file that is not plainly unfinished is whole."""
+    """Every file is whole, but for those with the name of an unfinished one."""
     for path in results.rglob("*"):
         if path.name.startswith(UNFINISHED) or not path.is_file():
             continue
@@ -181,16 +248,9 @@ def check_whole(results: Path) -> None:
             assert path.name.endswith(".lock"), path
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    networks = torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]
-    return {
-        f"{name}.{key}": value for name, state in networks.items() for key, value in state.items()
-    }
-
-
 def assert_same_run(one: Path, other: Path) -> None:
-    """The same files, and in them the same weights, numbers and pictures, but for seconds, places
-    and moments."""
+    """Both folders hold the same files with the same weights, numbers and pictures. Only seconds
+    and paths differ."""
 
     def numbers(folder: Path) -> object:
         log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -204,11 +264,10 @@ def assert_same_run(one: Path, other: Path) -> None:
             metrics["config"].pop(place, None)
         return [{k: v for k, v in record.items() if k != "seconds"} for record in (*log, metrics)]
 
-    assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
+    names = [{path.name for path in folder.iterdir()} for folder in (one, other)]
+    assert names[0] == names[1]
     assert numbers(one) == numbers(other)
-    a, b = weights(one), weights(other)
-    assert a.keys() == b.keys()
-    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert_equal_weights(one, other)
     for picture in (*one.glob("*.png"), *one.glob("*.wav")):
         if picture.name != "curves.png":  # which may say seconds one day
             assert picture.read_bytes() == (other / picture.name).read_bytes(), picture.name
@@ -228,15 +287,17 @@ def draw_losses(folder: Path) -> None:
     write_file(folder / "x.png", Image.fromarray(grey).save)
 
 
-def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) -> dict:
-    """All that a stage does with its folder, around a network of eight weights."""
+def small_stage(
+    config: Settings, draw: Callable[[Path], object] = draw_losses, **more: object
+) -> dict:
+    """Do all that a stage does with its folder, with a network of eight weights."""
     torch.manual_seed(config.seed)
     network = nn.Linear(3, 2)
     optimiser = torch.optim.Adam(network.parameters(), 0.1)
-    run = Run("small", config, torch.device("cpu"), sha256={"data/train": "0"}, draw=draw)
-    if run.done:
-        return run.done
-    first = run.restore(network=network, optimiser=optimiser)
+    run = Run("small", config, torch.device("cpu"), sha256={"data/train": "0"}, draw=draw, **more)
+    if run.finished_metrics:
+        return run.finished_metrics
+    first = run.start_or_resume(network=network, optimiser=optimiser)
     for epoch in range(first, config.epochs + 1):
         seed_epoch(config.seed, epoch)
         mean = RunningMean("the loss", epoch)
@@ -247,7 +308,7 @@ def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) 
         write_file(
             run.folder / f"picture_{epoch}.png", Image.new("L", (1, 1)).save
         )  # before the epoch counts
-        run.end_epoch({"epoch": epoch, "loss": mean.read()}, best=epoch == 1)
+        run.end_epoch({"epoch": epoch, "loss": mean.compute()}, best=epoch == 1)
     run.load_best()
     metrics = {"loss": run.history[-1]["loss"]}
     run.finish(metrics)
@@ -256,18 +317,18 @@ def small_stage(config: Settings, draw: Callable[[Path], object] = draw_losses) 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small stage asks no git, which takes longer than all the rest, and draws in every epoch."""
-    monkeypatch.setattr(runs, "revision", lambda: None)
-    monkeypatch.setattr(runs, "DRAWN_EVERY", 0)
+    """A small stage does not call git, which takes long, and draws in every epoch."""
+    monkeypatch.setattr(training.run, "code_revision", lambda: None)
+    monkeypatch.setattr(training.run, "DRAWN_EVERY", 0)
 
 
 def test_a_kill_before_any_write_loses_nothing(tmp_path: Path, small: None) -> None:
     undisturbed = Settings(tmp_path / "undisturbed")
     small_stage(undisturbed)
     start = tmp_path / "start"
-    for seed in (7, 8):  # what the new run finds: a complete run, and an older one that was kept
+    for seed in (7, 8):  # the new run finds a complete run, and an older one that was moved aside
         small_stage(Settings(start, seed))
-    kept = {seed: weights(start / name) for seed, name in ((7, "small.before"), (8, "small"))}
+    kept = {7: weights(start / "small.1"), 8: weights(start / "small")}
 
     number, code = 0, -9
     while code == -9:
@@ -279,31 +340,28 @@ def test_a_kill_before_any_write_loses_nothing(tmp_path: Path, small: None) -> N
         code = in_a_child(killed_before_write(number, lambda config=config: small_stage(config)))
         check_whole(results)
         there = [weights(path.parent) for path in results.rglob("checkpoint.pt")]
-        assert any(all(torch.equal(one[key], kept[8][key]) for key in one) for one in there), (
-            number
-        )  # the run before
-        if not (results / "small.before").exists():
-            assert (results / ".small.before.doomed").exists(), number
+        for older in kept.values():
+            assert any(all(torch.equal(one[key], older[key]) for key in one) for one in there)
         if code == -9:
             try:
                 small_stage(replace(config, resume=True))
-            except UserError as error:  # the run before is still there, and is complete
+            except UserError as error:  # the older run is still there, and is complete
                 assert "small/metrics.json was made with another seed" in str(error)
                 small_stage(config)
         assert_same_run(results / "small", tmp_path / "undisturbed" / "small")
-        assert sorted(path.name for path in results.iterdir()) == ["small", "small.before"], number
-        assert torch.equal(
-            weights(results / "small.before")["network.weight"], kept[8]["network.weight"]
-        )
+        names = sorted(path.name for path in results.iterdir())
+        assert names == ["small", "small.1", "small.2"], number
+        for name, older in (("small.1", kept[7]), ("small.2", kept[8])):
+            assert torch.equal(weights(results / name)["network.weight"], older["network.weight"])
     assert code == 0
     assert number > 30
 
 
 @pytest.mark.parametrize(("every", "seen"), [(0, [1, 2, 3, 3]), (1e9, [3])])
-def test_curves_are_drawn_now_and_then_and_at_the_end(
+def test_curves_are_drawn_every_few_seconds_and_at_the_end(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, every: float, seen: list[int]
 ) -> None:
-    monkeypatch.setattr(runs, "DRAWN_EVERY", every)
+    monkeypatch.setattr(training.run, "DRAWN_EVERY", every)
     drawn: list[int] = []
     small_stage(
         Settings(tmp_path, epochs=3),
@@ -312,19 +370,17 @@ def test_curves_are_drawn_now_and_then_and_at_the_end(
     assert drawn == seen
 
 
-def test_a_run_names_the_code_that_it_began_with(
+def test_a_run_records_the_code_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "revision", lambda: "old")
-    committed = lambda folder: monkeypatch.setattr(runs, "revision", lambda: "new")  # noqa: E731
-    monkeypatch.setattr(runs, "DRAWN_EVERY", 0)
+    monkeypatch.setattr(training.run, "code_revision", lambda: "old")
+    committed = lambda folder: monkeypatch.setattr(training.run, "code_revision", lambda: "new")  # noqa: E731
+    monkeypatch.setattr(training.run, "DRAWN_EVERY", 0)
     small_stage(Settings(tmp_path), committed)
     assert read_metrics(tmp_path / "small")["revision"] == "old"
 
 
-def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed_one(
-    tmp_path: Path, small: None
-) -> None:
+def test_a_run_that_is_killed_often_ends_as_an_undisturbed_one(tmp_path: Path, small: None) -> None:
     small_stage(Settings(tmp_path / "undisturbed"))
     draw = random.Random(0)
     for attempt in range(4 * THOROUGH):
@@ -342,115 +398,98 @@ def test_a_run_that_is_killed_and_resumed_again_and_again_ends_as_an_undisturbed
         assert [path.name for path in config.results.iterdir()] == ["small"]
 
 
-def test_a_run_that_goes_on_in_another_way_says_so(
+def test_a_run_that_goes_on_in_another_precision_says_so(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
     monkeypatch.setenv("LISTEN_PRECISION", "float32")
-    begun = "it was begun in float32 on the CPU by 1 process, and goes on in"
-    for precision, count, deterministic, said in (
-        ("float32", 1, False, None),
-        ("bfloat16", 1, False, f"{begun} bfloat16 on the CPU by 1 process: the result is another"),
-        ("float32", 2, False, f"{begun} float32 on the CPU by 2 processes: the result is another"),
-        (
-            "float32",
-            1,
-            True,
-            f"{begun} float32 on a GPU with --deterministic by 1 process: the result is another",
-        ),
+    gpu = "float32, on a GPU with --deterministic"
+    for precision, deterministic, now in (
+        ("float32", False, ""),
+        ("bfloat16", False, "bfloat16, on the CPU"),
+        ("float32", True, gpu),
     ):
         assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(runs, "precision", lambda device, precision=precision: precision)
-            elsewhere.setattr(processes, "count", lambda count=count: count)
+            name = lambda device, precision=precision: precision  # noqa: E731
+            elsewhere.setattr(training.run, "precision_name", name)
             elsewhere.setattr(
                 torch, "are_deterministic_algorithms_enabled", lambda so=deterministic: so
             )
-            run = Run(
-                "small",
-                replace(config, resume=True),
-                torch.device("cuda" if deterministic else "cpu"),
-            )
+            device = torch.device("cuda" if deterministic else "cpu")
+            run = Run("small", replace(config, resume=True), device)
             network = nn.Linear(3, 2)
-            run.restore(network=network, optimiser=torch.optim.Adam(network.parameters()))
+            optimiser = torch.optim.Adam(network.parameters())
+            run.start_or_resume(network=network, optimiser=optimiser)
             unlock_folder(run.folder)
         line = capsys.readouterr().out.strip().splitlines()[-1]
-        assert line.startswith(said or f"resumed: {tmp_path}/small after epoch 1")
-
-
-def stage_config(stage: object, results: Path, **more: object) -> object:
-    """The header of the chain's command line."""
-    import tyro
-
-    return replace(
-        tyro.cli(stage.Config, args=CHAIN[f"{stage.__name__}.py"]), results=results, **more
-    )
+        said = f"It began with float32, on the CPU. It goes on with {now}, so the result will"
+        assert line.startswith(said if now else f"resumed: {tmp_path}/small after epoch 1")
 
 
 @pytest.fixture
 def printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = load_printed()
-    monkeypatch.setattr(data, "_printed", lambda: digits)
+    monkeypatch.setattr(data.synthetic, "load_printed", lambda: digits)
 
 
-def clear(results: Path, stage: object) -> None:
-    for name in (stage.__name__, *(("judge",) if stage is mnist_classify_train else ())):
+def runs_of(stage: ModuleType) -> tuple[str, ...]:
+    return (stage.__name__, *(JUDGES if stage is mnist_classify_train else ()))
+
+
+def clear(results: Path, stage: ModuleType) -> None:
+    for name in runs_of(stage):
         shutil.rmtree(results / name)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_a_stage_killed_at_random_moments_ends_as_an_undisturbed_one(
-    stage: object, chain: Path, results: Path, printed_once: None
+def test_a_stage_that_is_killed_at_random_ends_as_an_undisturbed_one(
+    stage: ModuleType, chain: Path, results: Path, printed_once: None
 ) -> None:
     clear(results, stage)
-    draw, config = random.Random(stage.__name__), stage_config(stage, results, resume=True)
-    seconds = sum(
-        read_metrics(chain / name)["seconds"]
-        for name in {stage.__name__, "judge"} & {*os.listdir(chain)}
-    )
+    draw, config = random.Random(stage.__name__), header(stage, results, resume=True)
+    seconds = sum(read_metrics(chain / name)["seconds"] for name in runs_of(stage))
     for _ in range(3 * THOROUGH):
-        assert in_a_child(lambda: stage.main(config), kill_after=draw.uniform(0, seconds)) in (
-            -9,
-            0,
-        )
+        code = in_a_child(lambda: stage.main(config), kill_after=draw.uniform(0, seconds))
+        assert code in (-9, 0)
         check_whole(results)
     assert in_a_child(lambda: stage.main(config)) == 0
-    assert_same_run(results / stage.__name__, chain / stage.__name__)
+    for name in runs_of(stage):
+        assert_same_run(results / name, chain / name)
     assert not list(results.rglob(f"{UNFINISHED}*"))
-    if stage is mnist_classify_train:
-        assert_same_run(results / "judge", chain / "judge")
 
 
-# -- the same again ----------------------------------------------------------------------------------------------------
+# -- the same numbers again
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_the_same_header_gives_the_same_and_pictures_change_nothing(
-    stage: object, chain: Path, results: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
+def test_the_same_settings_give_the_same_numbers_and_pictures_change_nothing(
+    stage: ModuleType,
+    chain: Path,
+    results: Path,
+    printed_once: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the command line left in another process, and here with pictures that draw random
-    numbers."""
+    """The pictures draw random numbers here. The other run is of the command line."""
     clear(results, stage)
-    for name in SAVERS:
+    for name in ("save_grid", "save_pairs", "save_curves", "save_soundscapes"):
+        if save := getattr(stage, name, None):
 
-        def drawing(*arguments: object, save: Callable = SAVERS[name], **named: object) -> None:
-            torch.rand(3), np.random.rand(3), random.random()
-            save(*arguments, **named)
+            def drawing(*arguments: object, save: Callable = save, **named: object) -> None:
+                torch.rand(3), np.random.rand(3), random.random()
+                save(*arguments, **named)
 
-        monkeypatch.setattr(figures, name, drawing)
+            monkeypatch.setattr(stage, name, drawing)
     torch.rand(7)
     flags = (f"{stage.__name__}.py", *CHAIN[f"{stage.__name__}.py"], "--results", str(results))
     monkeypatch.setattr(sys, "argv", list(flags))
-    command_line(stage.Config, stage.main, "")
-    assert_same_run(results / stage.__name__, chain / stage.__name__)
-    if stage is mnist_classify_train:
-        assert_same_run(results / "judge", chain / "judge")
+    command_line(stage.Config, stage.main, "", stage.PRESETS)
+    for name in runs_of(stage):
+        assert_same_run(results / name, chain / name)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (3000, 40), (28, 4000)])
-def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same(
-    size: tuple[int, int],
-) -> None:
+def test_the_resize_for_deterministic_gpus_equals_pytorchs(size: tuple[int, int]) -> None:
     images = torch.rand(2, 1, *size, dtype=torch.float64, requires_grad=True)
     one = F.interpolate(images, (28, 31), mode="bilinear", antialias=True)
     other = voice_translator._shrunk_by_products(images, (28, 31))
@@ -462,7 +501,7 @@ def test_what_stands_in_for_a_gradient_that_no_gpu_repeats_is_the_same(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_a_gpu_gives_the_same_bits_again(stage: object, chain: Path, tmp_path: Path) -> None:
+def test_a_gpu_gives_the_same_bits_again(stage: ModuleType, chain: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
         shutil.copytree(chain, tmp_path / name)
         clear(tmp_path / name, stage)
@@ -480,145 +519,7 @@ def test_a_gpu_gives_the_same_bits_again(stage: object, chain: Path, tmp_path: P
     assert_same_run(tmp_path / "one" / stage.__name__, tmp_path / "other" / stage.__name__)
 
 
-# -- what a results folder claims --------------------------------------------------------------------------------------
-
-
-def verified(results: Path) -> dict:
-    return main(Config(results=results, device="cpu", verify=True))
-
-
-def test_the_results_of_the_commands_are_verified_to_the_last_digit(
-    results: Path, printed_once: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    measured = verified(results)
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == f"verified: {results} is what it claims to be."
-    assert (
-        sum("hashes agree; " in line and line.endswith("measured again, the same") for line in said)
-        == 5
-    )
-    for stage, numbers in measured.items():
-        assert numbers.items() <= read_metrics(results / stage).items()
-
-
-def changed_json(path: Path, change: Callable[[dict], object]) -> None:
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
-
-
-def changed_checkpoint(path: Path, change: Callable[[dict], object]) -> None:
-    checkpoint = torch.load(path, weights_only=True)
-    change(checkpoint)
-    torch.save(checkpoint, path)
-
-
-def rehash(folder: Path) -> None:
-    digest = file_sha256(folder / "checkpoint.pt")
-    changed_json(folder / "metrics.json", lambda m: m["sha256"].update({"checkpoint.pt": digest}))
-
-
-def test_a_results_folder_that_is_not_what_it_claims_is_refused(
-    chain: Path, tmp_path: Path, printed_once: None
-) -> None:
-    stage = "train_vggish"
-
-    def better(record: dict) -> None:
-        record["test_accuracy"] = 0.99
-
-    def other_weights(checkpoint: dict) -> None:
-        checkpoint["networks"]["vggish"]["features.0.weight"] += 1e-3
-
-    def forged(results: Path) -> None:  # weights that no record fits, with their hash and all
-        changed_checkpoint(results / stage / "checkpoint.pt", lambda c: better(c["metrics"]))
-        changed_json(results / stage / "metrics.json", better)
-        rehash(results / stage)
-
-    in_metrics = lambda change: (
-        lambda results: changed_json(results / stage / "metrics.json", change)
-    )  # noqa: E731
-    swindles: list[tuple[Callable[[Path], object], str]] = [
-        (
-            in_metrics(better),
-            "checkpoint.pt does not agree with what else is here: test_accuracy is",
-        ),
-        (forged, "metrics.json says test_accuracy 0.9900, but measured again it is"),
-        (
-            lambda r: changed_checkpoint(r / stage / "checkpoint.pt", other_weights),
-            "SHA-256 of checkpoint.pt is",
-        ),
-        (
-            in_metrics(lambda m: m["sha256"].update({"data/train": "0"})),
-            "SHA-256 of data/train is 0, not",
-        ),
-        (
-            in_metrics(lambda m: m["config"].update(learning_rate=1.0)),
-            "checkpoint.pt does not agree .*: config is",
-        ),
-        (in_metrics(lambda m: m.update(seed=5)), "seed is 0, not 5"),
-        (
-            in_metrics(lambda m: m["sha256"].update({"/etc/passwd": "0"})),
-            "names '/etc/passwd', which is not here",
-        ),
-        (
-            lambda r: (r / stage / "log.jsonl").write_text('{"epoch": 2}\n'),
-            "its epochs do not follow one another",
-        ),
-        (
-            lambda r: (r / stage / "metrics.json").unlink(),
-            "train_vggish holds no complete run, so there is nothing",
-        ),
-    ]
-    for number, (swindle, said) in enumerate(swindles):
-        results = Path(shutil.copytree(chain, tmp_path / f"{number}"))
-        swindle(results)
-        with pytest.raises(UserError, match=said):
-            verified(results)
-
-
-def test_an_epoch_that_was_not_the_best_is_refused(
-    results: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))
-    path = results / "train_all" / "log.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    epoch = read_metrics(results / "train_all")["epoch"]
-    lines[epoch - 1]["validation_loss"] = 9e9
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(
-        UserError, match=f"epoch of the lowest validation_loss is {3 - epoch}, not {epoch}"
-    ):
-        verified(results)
-
-
-def test_upstream_that_changed_and_a_record_without_its_hashes_are_told(
-    chain: Path, tmp_path: Path, printed_once: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verification, "measure", lambda *_: ({}, 1))  # which the test above does
-    changed = Path(shutil.copytree(chain, tmp_path / "changed"))
-    changed_checkpoint(
-        changed / "judge" / "checkpoint.pt", lambda checkpoint: None
-    )  # the same, in other bytes
-    rehash(changed / "judge")
-    with pytest.raises(
-        UserError,
-        match="emnist_dcgan/metrics.json does not agree .*: SHA-256 of judge/checkpoint.pt is",
-    ):
-        verified(changed)
-    record = Path(shutil.copytree(chain, tmp_path / "fewer")) / "emnist_dcgan" / "metrics.json"
-    changed_json(record, lambda metrics: metrics["sha256"].pop("data/train"))
-    with pytest.raises(
-        UserError, match="emnist_dcgan/metrics.json lacks the SHA-256 of data/train; run"
-    ):
-        verified(tmp_path / "fewer")
-    changed_json(record, lambda metrics: metrics.pop("sha256"))
-    with pytest.raises(
-        UserError, match=r"emnist_dcgan/metrics.json is no whole checkpoint \(no 'sha256'\)"
-    ):
-        verified(tmp_path / "fewer")
-
-
-# -- full disks, folders that cannot be written, or are not there any more ---------------------------------------------
+# -- full disks, folders that cannot be written, or are not there any more
 
 
 def killed_in_epoch_2(folder: Path) -> None:
@@ -632,7 +533,7 @@ def said_in_a_child(work: Callable[[], object], capfd: pytest.CaptureFixture[str
     return capfd.readouterr().err
 
 
-def test_a_full_disk_is_told_and_the_last_epoch_stays(
+def test_a_full_disk_is_an_error_and_the_last_epoch_stays(
     tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
@@ -653,9 +554,7 @@ def test_a_full_disk_is_told_and_the_last_epoch_stays(
     assert in_a_child(lambda: small_stage(replace(config, resume=True))) == 0
 
 
-def test_a_folder_that_may_not_be_written_is_told(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_read_only_folder_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def as_another(work: Callable[[], object]) -> None:
         if os.getuid() == 0:  # who may write everywhere
             os.setuid(65534)
@@ -677,7 +576,7 @@ def test_a_folder_that_may_not_be_written_is_told(
         assert f"locked/{name} cannot be written ([Errno 13] Permission denied" in said
 
 
-def test_a_folder_that_vanished_is_told(
+def test_a_folder_that_vanishes_is_an_error(
     tmp_path: Path, small: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def vanishing(folder: Path) -> None:
@@ -688,7 +587,7 @@ def test_a_folder_that_vanished_is_told(
     assert "small was removed while the run went on" in said
 
 
-def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "diary.txt").write_text("mine")
     with pytest.raises(
@@ -699,26 +598,209 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "small" / "diary.txt").read_text() == "mine"
 
 
-def test_a_stopped_run_is_kept_and_a_finished_one_is_not_run_again(
-    tmp_path: Path, small: None
+def test_older_runs_are_kept_and_a_complete_one_is_not_run_again(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Settings(tmp_path)
     assert in_a_child(lambda: small_stage(config, killed_in_epoch_2)) == -9
     stopped = load_checkpoint(tmp_path / "small" / "last.pt", "small")
-    metrics = small_stage(replace(config, seed=1))
-    kept = load_checkpoint(tmp_path / "small.stopped" / "last.pt", "small")
+    for seed, kind in ((1, "stopped"), (2, "complete")):
+        small_stage(replace(config, seed=seed))
+        aside = tmp_path / f"small.{seed}"
+        said = f"The {kind} run that was there is now in {aside} ({folder_megabytes(aside):.0f} MB)"
+        assert said in capsys.readouterr().out
+    kept = load_checkpoint(tmp_path / "small.1" / "last.pt", "small")
     assert torch.equal(
         kept["networks"]["network"]["weight"], stopped["networks"]["network"]["weight"]
     )
     before = (tmp_path / "small" / "metrics.json").read_bytes()
-    assert small_stage(replace(config, seed=1, resume=True))["loss"] == metrics["loss"]
+    small_stage(replace(config, seed=2, resume=True))
     assert (tmp_path / "small" / "metrics.json").read_bytes() == before
 
 
-# -- divergence --------------------------------------------------------------------------------------------------------
+def test_the_users_files_stay_in_a_run_that_was_stopped_before_its_first_epoch(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping, pytest.raises(KeyboardInterrupt):
+        stopping.setattr(RunningMean, "add", stop)
+        small_stage(Settings(tmp_path))
+    unlock_folder(tmp_path / "small")
+    for name in ("notes.txt", "photo_001.png"):
+        (tmp_path / "small" / name).write_text("mine")
+    small_stage(Settings(tmp_path, seed=1))
+    for name in ("notes.txt", "photo_001.png"):
+        assert (tmp_path / "small" / name).read_text() == "mine"
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_last_epoch_stays(
+# -- a run is prolonged
+
+
+def test_a_prolonged_run_equals_one_of_as_many_epochs(
+    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_stage(Settings(tmp_path / "whole", epochs=3), prolongs=True)
+    small_stage(Settings(tmp_path / "longer", epochs=1), prolongs=True)
+    longer = Settings(tmp_path / "longer", epochs=2, resume=True)
+    assert in_a_child(lambda: small_stage(longer, killed_in_epoch_2, prolongs=True)) == -9
+    assert not is_complete(tmp_path / "longer" / "small")
+    small_stage(longer, prolongs=True)
+    capsys.readouterr()
+    small_stage(replace(longer, epochs=3), prolongs=True)
+    assert "small is prolonged to 3 epochs" in capsys.readouterr().out
+    assert_same_run(tmp_path / "longer" / "small", tmp_path / "whole" / "small")
+    with pytest.raises(UserError, match=r"metrics.json was made with another epochs \(epochs: 3\)"):
+        small_stage(longer, prolongs=True)
+    (tmp_path / "longer" / "small" / "last.pt").unlink()
+    with pytest.raises(
+        UserError, match="last.pt is missing, so the run cannot be prolonged; leave"
+    ):
+        small_stage(replace(longer, epochs=4), prolongs=True)
+    assert read_metrics(tmp_path / "longer" / "small")["config"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("stage", [train_vggish, mnist_classify_train])
+def test_stage_one_and_the_classifier_are_prolonged(
+    stage: ModuleType, results: Path, tmp_path: Path
+) -> None:
+    name = stage.__name__
+    epochs = header(stage, results).epochs
+    stage.main(header(stage, results, epochs=epochs + 1, resume=True))
+    stage.main(header(stage, tmp_path / "whole", epochs=epochs + 1))
+    assert_equal_weights(results / name, tmp_path / "whole" / name)
+    assert len((results / name / "log.jsonl").read_text().splitlines()) == epochs + 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"),
+    [(emnist_dcgan, "the instance noise falls"), (train_all, "its learning rate falls along")],
+)
+def test_a_run_whose_schedule_covers_all_epochs_is_not_prolonged(
+    stage: ModuleType, reason: str, results: Path, printed_once: None
+) -> None:
+    before = header(stage, results).epochs
+    said = f"begun with {before} epochs and cannot be prolonged, because {reason}.*; set --epochs"
+    with pytest.raises(UserError, match=said):
+        stage.main(header(stage, results, epochs=before + 1, resume=True))
+    assert not (results / stage.__name__ / "last.pt").exists()
+
+
+def test_a_new_stage_names_the_runs_that_no_longer_fit(
+    results: Path, fewer_digits: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(results / "train_all", results / "train_all.1")  # one that was moved aside
+    (results / "other").mkdir()
+    train_vggish.main(header(train_vggish, results / "other", epochs=1))
+    assert "do not fit" not in capsys.readouterr().out
+    train_vggish.main(header(train_vggish, results, epochs=1))
+    said = f"\n{results}/train_all and the ratings in there do not fit the new train_vggish; run"
+    assert said in capsys.readouterr().out
+
+
+def test_a_missing_stage_is_named_with_its_whole_path(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refusal:
+        train_all.main(header(train_all, Path("elsewhere")))
+    path = tmp_path / "elsewhere" / "train_vggish" / "checkpoint.pt"
+    wanted = f"{path} is missing; run train_vggish.py, or give the --results folder that holds it."
+    assert str(refusal.value) == wanted
+
+
+# -- the environment
+
+
+def test_every_command_works_with_the_backend_of_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://no.such.backend")
+    done = script("train_vggish.py", *CHAIN["train_vggish.py"], "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "train_vggish" / "soundscapes.png").exists()
+    assert script("evaluate.py", "--help").returncode == 0
+
+
+@pytest.mark.parametrize("where", ["inside another repository", "with another GIT_DIR"])
+def test_the_revision_is_never_that_of_another_repository(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(repository: Path) -> str:
+        git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+        for arguments in (
+            ["init", "-q"],
+            ["add", "."],
+            ["commit", "-q", "--allow-empty", "-m", "a"],
+        ):
+            subprocess.run([*git, *arguments], check=True, stdout=subprocess.DEVNULL)
+        command = [*git, "rev-parse", "--short=12", "HEAD"]
+        return subprocess.run(command, check=True, text=True, capture_output=True).stdout.strip()
+
+    code = tmp_path / "outer" / "code"
+    (code / "common").mkdir(parents=True)
+    file = Path(shutil.copy(ROOT / "common" / "provenance.py", code / "common"))
+    expected = None
+    if where == "with another GIT_DIR":
+        (code / "x").write_text("x")
+        expected = commit(code)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "y").write_text("y")
+        commit(tmp_path / "other")
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+        monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    else:
+        commit(tmp_path / "outer")
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.code_revision() == expected
+
+
+@pytest.mark.parametrize("name", [b"r\xe9s", b"data\r"])
+@pytest.mark.parametrize("flag", ["--results", "--data-root"])
+def test_names_that_libraries_cannot_open_are_refused_at_the_start(
+    flag: str,
+    name: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+    monkeypatch.setattr(sys, "argv", ["train_vggish.py", "demo", flag, path])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(train_vggish.Config, train_vggish.main, "", train_vggish.PRESETS)
+    said = capsys.readouterr().err
+    assert said.startswith(f"train_vggish.py: {flag} is {tmp_path}")
+    assert said.endswith("a control character or is no UTF-8; give another name.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_utf8_are_refused_at_the_start_where_python_reads_ascii(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    done = script("train_vggish.py", "demo", "--results", f"{tmp_path}/résultats")
+    assert done.returncode == 2
+    assert done.stderr.endswith("or is no UTF-8; give another name.\n")
+
+
+def test_control_characters_in_an_error_are_printed_as_escapes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise UserError("a\x1b[2J\r\u202eb é 猫")
+
+    monkeypatch.setattr(sys, "argv", ["train_vggish.py"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(train_vggish.Config, refuse, "", train_vggish.PRESETS)
+    assert capsys.readouterr().err == "train_vggish.py: a\\x1b[2J\\r\\u202eb é 猫\n"
+
+
+# -- divergence
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_epoch_stays(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add, seen = RunningMean.add, []
@@ -736,14 +818,14 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_the_last_epoch_stays(
     assert load_checkpoint(tmp_path / "small" / "last.pt", "small")["epoch"] == 1
 
 
-def test_losses_are_read_rarely_on_a_gpu_and_the_step_is_still_named() -> None:
+def test_the_step_of_a_loss_that_is_not_finite_is_named_on_a_gpu_too() -> None:
     mean = RunningMean("the loss", 3)
     for step in range(1, 5):
         mean.unread.append(
             torch.tensor(torch.nan if step > 2 else 1.0)
         )  # as `add` does, without reading
     with pytest.raises(UserError, match="the loss is nan in epoch 3, step 3:"):
-        mean.read()
+        mean.compute()
 
 
 def test_weights_that_are_not_finite_are_never_kept(
@@ -757,22 +839,22 @@ def test_weights_that_are_not_finite_are_never_kept(
         if len(steps) == 3:  # the last of the epoch: no loss shows it
             optimiser.param_groups[0]["params"][0].data.fill_(torch.inf)
 
-    monkeypatch.setattr(runs, "step", overflowing)
+    monkeypatch.setitem(globals(), "optimizer_step", overflowing)
     with pytest.raises(
         UserError, match="the weights of the network are not finite at the end of epoch 1: training"
     ):
         small_stage(Settings(tmp_path))
     unlock_folder(tmp_path / "small")
     assert not list((tmp_path / "small").glob("*.pt"))
-    monkeypatch.setattr(runs, "step", step)
-    small_stage(Settings(tmp_path))  # what it left, a picture, stands in no one's way
+    monkeypatch.setitem(globals(), "optimizer_step", step)
+    small_stage(Settings(tmp_path))  # the picture that it left does no harm
 
 
-def test_a_collapse_of_the_gan_is_warned_of() -> None:
-    won, alike, fine = (
+def test_a_failed_gan_is_recognised() -> None:
+    won, collapsed, fine = (
         gan_failure(*numbers) for numbers in ((0.33, 0.9, 0.9), (1.0, 0.01, 0.9), (1.0, 0.9, 0.9))
     )
-    assert "the discriminator has won: its loss of 0.3300" in won
-    assert "the samples are alike: they differ by 1.0%" in alike
+    assert "the discriminator has won: no loss is lower than its 0.3300" in won
+    assert "the samples have collapsed: they vary by 1.0%" in collapsed
     assert fine == ""
     assert gan_failure(0.01, 0.9, 1.0)  # the published label, whose least loss is 0

@@ -1,5 +1,5 @@
-"""Files that are not trusted: a checkpoint, a record, a picture, a sound or a data set is read, or
-refused in words.
+"""Untrusted files: a checkpoint, a record, a picture, a sound or a data set is read, or refused in
+one sentence.
 
 `LISTEN_THOROUGH=20` tries twenty times as many mutations.
 """
@@ -23,27 +23,30 @@ import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models.vggish_extra import load_audioset_convolutions
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 from test_data import numbered, write_idx
 from test_safety import THOROUGH, in_a_child
+from torchvision import datasets
 
-import data
+import common.files
+import common.media
 import voice_translator
 from common.checkpoint import CHECKPOINT_VERSION
 from common.files import UserError
 from common.media import read_picture, read_sound
 from data import Digits, load_digits
-from models.vggish import VGGish
+from models.vggish import VGGish, load_audioset_convolutions
+from training import loop
 from training.run import read_log, read_metrics
 from training.upstream import load_audio_network
+from vggish import ImageToLogMel, audio_fingerprint
 from voice_translator import Encoding
 
 E = Encoding(rows=4, columns=4, seconds=0.1)
 
 
 def checkpoint() -> dict:
-    """Of stage one, as small as it gets."""
+    """A checkpoint of stage one, as small as possible."""
     torch.manual_seed(0)
     return {
         "stage": "train_vggish",
@@ -54,6 +57,7 @@ def checkpoint() -> dict:
             "hop": 160,
             "width": 1,
             "dataset": "handwritten",
+            "classes": 10,
         },
         "networks": {"vggish": VGGish(16, 1).state_dict()},
         "epoch": 1,
@@ -61,10 +65,11 @@ def checkpoint() -> dict:
         "seed": 0,
         "revision": None,
         "versions": {},
+        "fingerprint": audio_fingerprint(ImageToLogMel(E, 16, 160)),
     }
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------
+# -- checkpoints
 
 
 class Code:
@@ -119,11 +124,18 @@ DAMAGES: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "nan": (lambda c: c["networks"]["vggish"][FIRST].fill_(torch.nan), "are not finite"),
     "stage": (
-        lambda c: c.update(stage="judge"),
-        "is a checkpoint of 'judge', not of 'train_vggish'; run train_vggish.py",
+        lambda c: c.update(stage="judge_cnn"),
+        "is a checkpoint of 'judge_cnn', not of 'train_vggish'; run train_vggish.py",
     ),
     "escape": (lambda c: c.update(stage="\x1b[2J"), r"is a checkpoint of '\\x1b\[2J', not of"),
-    "version": (lambda c: c.update(version=99), "has version 99, not 1; run train_vggish.py"),
+    "version": (
+        lambda c: c.update(version=99),
+        "has checkpoint version 99, but this code reads version 2; run train_vggish.py",
+    ),
+    "older version": (
+        lambda c: c.update(version=1),
+        "t.pt has checkpoint version 1, but this code reads version 2; run train_vggish.py.$",
+    ),
     "epoch": (lambda c: c.update(epoch="one"), "is no checkpoint of this project"),
     "config": (lambda c: c.update(config=["width"]), "is no checkpoint of this project"),
     "networks": (lambda c: c.update(networks={"vggish": 3}), "holds no weights"),
@@ -133,12 +145,19 @@ DAMAGES: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "no width": (lambda c: c["config"].pop("width"), "is no whole checkpoint \\(no 'width'\\)"),
     "width": (lambda c: c["config"].update(width="64"), "is no whole checkpoint"),
-    "huge": (
-        lambda c: c["config"].update(width=10**6, frames=16 * 10**6),
-        "do not fit VGGish \\(size mismatch",
+    "huge": (lambda c: c["config"].update(width=10**6), "do not fit VGGish \\(size mismatch"),
+    "long sound": (
+        lambda c: c["config"].update(frames=16 * 10**6),
+        "its fingerprint does not fit its frames",
     ),
     "negative": (lambda c: c["config"].update(width=-1), "is no whole checkpoint|do not fit"),
-    "frames": (lambda c: c["config"].update(frames=17), "multiple of 16"),
+    "frames": (
+        lambda c: c.update(config={**c["config"], "frames": 17}, fingerprint=torch.zeros(17, 64)),
+        "multiple of 16",
+    ),
+    "no fingerprint": (lambda c: c.update(fingerprint=None), "is no whole checkpoint"),
+    "fingerprint": (lambda c: c["fingerprint"].add_(1), "sounds of this encoding was changed"),
+    "hop": (lambda c: c["config"].update(hop=10**9), "is no whole checkpoint"),
     "encoding": (lambda c: c["config"]["encoding"].update(seconds=1e6), "take too much memory"),
     "rate": (
         lambda c: c["config"]["encoding"].update(sample_rate=16001),
@@ -163,56 +182,55 @@ DAMAGES: dict[str, tuple[Callable[[dict], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused_in_words(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
     change, said = DAMAGES[damage]
     damaged = checkpoint()
     change(damaged)
-    torch.save(damaged, tmp_path / "c.pt")
+    torch.save(damaged, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match=said) as refusal:
-        load_audio_network(tmp_path / "c.pt")
+        load_audio_network(tmp_path)
     assert len(str(refusal.value)) < 1000
 
 
-def test_a_whole_checkpoint_is_read_and_code_in_one_is_not_run(
+def test_a_valid_checkpoint_is_read_and_code_in_it_is_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "c.pt"
+    path = tmp_path / "checkpoint.pt"
     torch.save(checkpoint(), path)
-    ear, network = load_audio_network(path)
-    assert (ear.encoding, network.width) == (E, 1)
+    front_end, network, _ = load_audio_network(tmp_path)
+    assert (front_end.encoding, network.width) == (E, 1)
     torch.save({**checkpoint(), "more": Code()}, path)
     for content in (path.read_bytes(), pickle.dumps(Code()), b"", b"PK\3\4"):
         path.write_bytes(content)
         with pytest.raises(
-            UserError, match="c.pt is damaged or no checkpoint; run train_vggish.py"
+            UserError, match="checkpoint.pt is damaged or no checkpoint; run train_vggish.py"
         ):
-            load_audio_network(path)
+            load_audio_network(tmp_path)
     assert not Path("executed").exists()
 
 
 def test_a_checkpoint_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "c.pt"
+    path = tmp_path / "checkpoint.pt"
     torch.save({**checkpoint(), "more": torch.zeros(10**6)}, path)
+    (tmp_path / "bomb").mkdir()
     with (
         zipfile.ZipFile(path) as whole,
-        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+        zipfile.ZipFile(tmp_path / "bomb" / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
     ):
         for entry in whole.infolist():
             bomb.writestr(entry.filename, whole.read(entry))
-    assert (tmp_path / "bomb.pt").stat().st_size < 1_500_000
-    with pytest.raises(UserError, match="bomb.pt is damaged or no checkpoint"):
-        load_audio_network(tmp_path / "bomb.pt")
-    monkeypatch.setattr(files, "MAX_FILE", 1000)
-    with pytest.raises(UserError, match="c.pt has 0.0 GB, more than any checkpoint"):
-        load_audio_network(path)
+    assert (tmp_path / "bomb" / "checkpoint.pt").stat().st_size < 1_500_000
+    with pytest.raises(UserError, match="bomb/checkpoint.pt is damaged or no checkpoint"):
+        load_audio_network(tmp_path / "bomb")
+    monkeypatch.setattr(common.files, "MAX_FILE", 1000)
+    with pytest.raises(UserError, match="checkpoint.pt has 0.0 GB, more than any checkpoint"):
+        load_audio_network(tmp_path)
 
 
-def test_a_damaged_record_is_refused_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_record_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.json"
     for content in (b"{", b"[1]", b'{"config": 3}', b"\xff\xfe", b"[" * 10**5, b""):
         path.write_bytes(content)
@@ -226,24 +244,33 @@ def test_a_damaged_record_is_refused_in_words(
         b'{"epoch": 2}\n',
         b'{"epoch": 1}\n{"epoch": 3}',
         b'{"epoch": 1, "loss": [1]}',
+        b'{"epoch": 1, "loss": "0.5"}',
+        b'{"epoch": 1, "loss": ' + b"9" * 4000 + b"}",
     ):
         (tmp_path / "log.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=r"log.jsonl is (missing or damaged|no whole)"):
             read_log(tmp_path / "log.jsonl")
-    monkeypatch.setattr(files, "MAX_RECORD", 10)
+    (tmp_path / "log.jsonl").write_text('{"epoch": 1}')
+    with pytest.raises(UserError, match=r"log.jsonl is no whole checkpoint \(no 'loss'\)"):
+        read_log(tmp_path / "log.jsonl", numbers=("loss",))
+    (tmp_path / "log.jsonl").unlink()
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(UserError, match="log.jsonl is missing or damaged"):
+        read_log(tmp_path / "log.jsonl")
+    monkeypatch.setattr(common.files, "MAX_RECORD", 10)
     path.write_text(json.dumps({"config": {}}))
     with pytest.raises(UserError, match="metrics.json is missing or damaged"):
         read_metrics(tmp_path)
 
 
-# -- data sets ---------------------------------------------------------------------------------------------------------
+# -- data sets
 
 
 @pytest.mark.parametrize(
     "head",
     [struct.pack(">IIII", 2051, 2**31, 28, 28), struct.pack(">IIII", 2052, 20, 28, 28), b"\0\0"],
 )
-def test_an_idx_file_that_lies_is_refused_before_it_is_read(
+def test_a_false_header_of_an_idx_file_is_refused_before_it_is_read(
     head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "MNIST" / "raw"
@@ -251,26 +278,81 @@ def test_an_idx_file_that_lies_is_refused_before_it_is_read(
         write_idx(folder, prefix, numbered(20), np.arange(20) % 10)
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(head + path.read_bytes()[16:])
-    monkeypatch.setattr(data.datasets.MNIST, "_load_data", lambda _: pytest.fail("it was read"))
-    with pytest.raises(UserError, match="holds damaged files"):
+    monkeypatch.setattr(datasets.MNIST, "_load_data", lambda _: pytest.fail("it was read"))
+    with pytest.raises(
+        UserError, match="train-images-idx3-ubyte is damaged; delete it and put a whole"
+    ):
         load_digits("mnist", "train", tmp_path, "cpu")
 
 
-def test_labels_that_are_no_digits_or_more_than_there_are_images_are_refused(
-    tmp_path: Path,
-) -> None:
+def test_labels_that_are_no_digits_or_too_many_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "MNIST" / "raw"
     write_idx(folder, "train", numbered(20), np.arange(20))
     write_idx(folder, "t10k", numbered(20), np.arange(30) % 10)
-    for part in ("train", "test"):
-        with pytest.raises(UserError, match="holds damaged files"):
+    for part, message in (
+        ("train", "raw/train-labels-idx1-ubyte holds no labels of MNIST; put another there"),
+        ("test", "holds damaged files; .*: t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte.$"),
+    ):
+        with pytest.raises(UserError, match=message):
             load_digits("mnist", part, tmp_path, "cpu")
     write_idx(folder, "train", numbered(20), np.arange(20) % 10)
-    with pytest.raises(UserError, match="holds 20 training images, of which 5000 are to validate"):
+    with pytest.raises(
+        UserError, match="holds 20 training images, but 5000 are needed for validation"
+    ):
         load_digits("mnist", "train", tmp_path, "cpu")
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("train-images.idx3-ubyte", "rename train-images.idx3-ubyte to train-images-idx3-ubyte"),
+        ("t10k-labels-idx1-ubyte.gz", "unpack t10k-labels-idx1-ubyte.gz to t10k-labels-idx1-ubyte"),
+    ],
+)
+def test_a_file_of_mnist_under_another_name_is_found(
+    name: str, way_out: str, tmp_path: Path, no_download: None
+) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    for prefix in ("train", "t10k"):
+        write_idx(folder, prefix, numbered(20), np.arange(20) % 10)
+    (folder / name.replace(".idx", "-idx").removesuffix(".gz")).rename(folder / name)
+    with pytest.raises(UserError, match=f"cannot be downloaded; {way_out}, or name their folder"):
+        load_digits("mnist", "train", tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("place", ["mistyped/data", "MNIST", "."])
+def test_a_refused_data_folder_is_left_as_it_was(
+    place: str, tmp_path: Path, no_download: None
+) -> None:
+    (tmp_path / "MNIST").mkdir()
+    with pytest.raises(UserError, match="cannot be downloaded; put there the files train-images"):
+        load_digits("mnist", "train", tmp_path / place, "cpu")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "MNIST"]
+
+
+@pytest.fixture
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+def test_fewer_images_than_an_epoch_or_a_batch_takes_are_said_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loop.say_once.cache_clear()
+    generator = torch.Generator().manual_seed(0)
+    sizes = []
+    for batch, take in ((4, None), (4, 30), (4, 30), (64, None), (8, 6)):
+        batches = loop.epoch_batches(20, batch, generator, torch.device("cpu"), take)
+        sizes.append([len(index) for index in batches])
+    assert sizes == [[4] * 5, [4] * 5, [4] * 5, [20], [6]]
+    assert capsys.readouterr().out.splitlines() == [
+        "--images-per-epoch is 30, but there are 20 images; all are used.",
+        "--batch is 64, more than an epoch's images; an epoch is one step of them.",
+        "--batch is 8, more than an epoch's images; an epoch is one step of them.",
+    ]
+
+
+# -- pictures
 
 
 def test_a_picture_that_unpacks_to_much_more_is_refused(
@@ -297,7 +379,7 @@ def test_a_picture_that_unpacks_to_much_more_is_refused(
     assert read_picture(tmp_path / "odd.jpg").shape == (4, 4)
 
 
-# -- fuzz --------------------------------------------------------------------------------------------------------------
+# -- fuzz
 
 # bytes beyond what the process had; the files below are small, and so are those they may claim to
 # be
@@ -390,18 +472,24 @@ def readers(folder: Path) -> dict[str, tuple[list[bytes], Callable[[Path], objec
         idx.write_bytes(path.read_bytes())
         return load_digits("mnist", "test", folder, "cpu")
 
-    def read_metrics(path: Path) -> dict:
+    def read_record(path: Path) -> dict:
         path.rename(folder / "metrics.json")
         return read_metrics(folder)
 
-    record = json.dumps({"config": {"seed": 0}, "stage": "judge", "test_accuracy": 0.5}).encode()
+    def read_network(path: Path) -> object:
+        path.rename(folder / "checkpoint.pt")
+        return load_audio_network(folder)
+
+    record = json.dumps(
+        {"config": {"seed": 0}, "stage": "judge_cnn", "test_accuracy": 0.5}
+    ).encode()
     return {
         "picture": (drawn, read_picture),
         "sound": (sounds, lambda path: read_sound(path, E.sample_rate, (E.samples,))),
-        "checkpoint": (networks, load_audio_network),
+        "checkpoint": (networks, read_network),
         "released weights": (old, lambda path: load_audioset_convolutions(VGGish(16, 1), path)),
         "data set": ([idx.read_bytes()], read_idx),
-        "record": ([record], read_metrics),
+        "record": ([record], read_record),
         "log": ([b'{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25}\n'], read_log),
     }
 
@@ -416,11 +504,11 @@ def peak() -> int:
 @pytest.mark.parametrize(
     "reader", ["picture", "sound", "checkpoint", "released weights", "data set", "record", "log"]
 )
-def test_any_file_is_read_or_refused_in_words(
+def test_any_file_is_read_or_refused_in_one_sentence(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No other exception, no hang, no memory beyond the bound."""
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1_000_000)  # 28 MB
+    monkeypatch.setattr(common.media, "MAX_PIXELS", 1_000_000)  # 28 MB
     monkeypatch.setattr(voice_translator, "LARGEST", 1_000_000)  # 8 MB in float64
     valid, read = readers(tmp_path)[reader]
     path = tmp_path / "fuzzed"

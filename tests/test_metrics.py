@@ -1,4 +1,6 @@
-"""The ratings, against hand-made cases whose answer is known."""
+"""The metrics of imagined images, on cases whose answer is known."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ import scipy.linalg
 import torch
 from scipy import stats
 
+from data import load_digits
+from data.resize import upsample
 from evaluation.metrics import (
     accuracy_report,
     correlation,
@@ -31,21 +35,21 @@ def test_frechet_distance_agrees_with_its_closed_form() -> None:
     )
 
 
-def test_frechet_distance_is_zero_to_itself_and_grows_with_a_shift() -> None:
+def test_frechet_distance_of_equal_sets_is_zero_and_grows_with_a_shift() -> None:
     features = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert 0 <= frechet_distance(features, features) < 1e-6
     assert frechet_distance(features + 2, features) == pytest.approx(8 * 4, rel=1e-4)
 
 
-def test_similarity_is_numpys_correlation() -> None:
+def test_correlation_matrix_agrees_with_numpy() -> None:
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = np.corrcoef(images.flatten(1).numpy())
     np.testing.assert_allclose(correlation_matrix(images, images), expected, atol=1e-6)
 
 
 @pytest.fixture
-def told() -> tuple[CNNJudge, torch.Tensor, torch.Tensor]:
-    """A judge whose reading of 200 random images is taken for their labels."""
+def labelled() -> tuple[CNNJudge, torch.Tensor, torch.Tensor]:
+    """A judge, 200 random images, and the classes that the judge predicts for them."""
     torch.manual_seed(0)
     judge = CNNJudge().eval()
     images = torch.rand(200, 1, 64, 64) * 2 - 1
@@ -55,8 +59,8 @@ def told() -> tuple[CNNJudge, torch.Tensor, torch.Tensor]:
     return judge, images, labels
 
 
-def test_perfect_images_get_full_marks(told: tuple) -> None:
-    judge, images, labels = told
+def test_the_heard_images_themselves_get_the_best_rating(labelled: tuple) -> None:
+    judge, images, labels = labelled
     with torch.no_grad():
         rating = rate_images(judge, images, images, labels)
     assert rating["judge_accuracy"] == rating["judge_accuracy_worst"] == rating["retrieval"] == 1
@@ -64,8 +68,8 @@ def test_perfect_images_get_full_marks(told: tuple) -> None:
     assert rating["frechet_distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_one_prototype_for_all_finds_no_source_and_is_far_from_real(told: tuple) -> None:
-    judge, images, labels = told
+def test_one_prototype_for_all_is_rated_low(labelled: tuple) -> None:
+    judge, images, labels = labelled
     with torch.no_grad():
         rating = rate_images(judge, images[:1].expand_as(images), images, labels)
     assert rating["retrieval"] == 1 / 200
@@ -73,8 +77,8 @@ def test_one_prototype_for_all_finds_no_source_and_is_far_from_real(told: tuple)
     assert rating["frechet_distance"] > 0
 
 
-def test_foreign_noise_is_unlike_what_was_heard(told: tuple) -> None:
-    judge, images, labels = told
+def test_noise_is_rated_low(labelled: tuple) -> None:
+    judge, images, labels = labelled
     noise = torch.rand(200, 1, 64, 64, generator=torch.Generator().manual_seed(9)) * 2 - 1
     with torch.no_grad():
         rating = rate_images(judge, noise, images, labels)
@@ -82,8 +86,8 @@ def test_foreign_noise_is_unlike_what_was_heard(told: tuple) -> None:
     assert rating["retrieval"] < 0.05
 
 
-def test_the_worst_digit_is_told_apart_from_the_mean(told: tuple) -> None:
-    judge, images, labels = told
+def test_the_worst_class_has_its_own_number(labelled: tuple) -> None:
+    judge, images, labels = labelled
     wrong = labels.clone()
     wrong[labels == labels[0]] = (labels[0] + 1) % 10
     with torch.no_grad():
@@ -92,7 +96,7 @@ def test_the_worst_digit_is_told_apart_from_the_mean(told: tuple) -> None:
     assert rating["judge_accuracy_worst"] < rating["judge_accuracy"]
 
 
-# -- what evaluate.py adds ---------------------------------------------------------------------------------------------
+# -- what evaluate.py adds ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -116,43 +120,44 @@ def noise_like(images: torch.Tensor) -> torch.Tensor:
     return torch.rand(images.shape, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
 
-def test_a_reading_by_hand() -> None:
+def test_an_accuracy_report_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 9, 9, 9, 9])
-    read = torch.tensor([0, 0, 0, 1, 1, 1, 4, 4, 4, 4])
-    reading = accuracy_report(read, labels)
-    assert reading["accuracy"] == 0.5
-    assert reading["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)  # Wilson's, 5 of 10
+    predicted = torch.tensor([0, 0, 0, 1, 1, 1, 4, 4, 4, 4])
+    report = accuracy_report(predicted, labels, 10)
+    assert report["accuracy"] == 0.5
+    assert report["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)  # Wilson's, 5 of 10
     assert [
-        (entry["digit"], entry["accuracy"], entry["images"]) for entry in reading["per_digit"]
+        (entry["class"], entry["accuracy"], entry["images"]) for entry in report["per_class"]
     ] == [(0, 0.75, 4), (1, 1.0, 2), (9, 0.0, 4)]
-    assert reading["confusion"][0][:2] == [3, 1]  # a row for what was heard
-    assert reading["confusion"][9][4] == 4
-    assert sum(map(sum, reading["confusion"])) == 10
+    assert report["confusion"][0][:2] == [3, 1]  # a row for the heard class
+    assert report["confusion"][9][4] == 4
+    assert sum(map(sum, report["confusion"])) == 10
 
 
-def test_the_ends_of_a_reading(digits: tuple) -> None:
+def test_an_accuracy_report_at_its_ends(digits: tuple) -> None:
     _, labels = digits
-    perfect, worst = accuracy_report(labels, labels), accuracy_report((labels + 1) % 3, labels)
+    perfect = accuracy_report(labels, labels, 3)
+    worst = accuracy_report((labels + 1) % 3, labels, 3)
+    assert len(worst["confusion"]) == 3
     assert (perfect["accuracy"], worst["accuracy"]) == (1, 0)
     assert perfect["interval"][1] == pytest.approx(1) and 0.96 < perfect["interval"][0] < 1
     assert worst["interval"][0] == pytest.approx(0) and 0 < worst["interval"][1] < 0.04
 
 
-def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
+def test_the_interval_of_a_mean_covers_it_in_95_percent() -> None:
     values = torch.randn(400, 100, generator=torch.Generator().manual_seed(0))
     intervals = [mean_ci(row)["interval"] for row in values]
     assert 0.92 < np.mean([low < 0 < high for low, high in intervals]) < 0.98
 
 
 def test_precision_and_recall_by_hand() -> None:
-    """On a line: real points at 0, 1, ... 19. Images near ten of them are precise; those far away
-    are not."""
+    """Real points lie on a line, at 0, 1, ... 19. Ten images lie near them, and ten far away."""
     real = torch.arange(20.0)[:, None]
     near = torch.cat([torch.arange(10.0) + 0.4, 1000 + 1000 * torch.arange(10.0)])[:, None]
     rating = realism(near, real)
     assert rating["precision"] == 0.5
-    # Ten of 20 at 0.4 .. 9.4 reach three further, to 12.4; those at 1000, 2000 .. reach back some
-    # 3000, over all of it.
+    # The images at 1000, 2000 and so on have their third neighbour some 3000 away, so their circles
+    # reach over all real points.
     assert rating["recall"] == 1
     assert realism(near[:10], real[:10])["precision"] == 1
     assert realism(near[:10] - 100, real[:10]) == {
@@ -193,6 +198,33 @@ def test_correlation_and_ssim_at_their_ends(digits: tuple) -> None:
     torch.testing.assert_close(ssim(images[:1], images[:1]), torch.ones(1))
 
 
+def slow_ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Wang et al. 2004 for `(H, W)` images in [0, 1], window by window, where the window fits."""
+    offset = np.arange(11) - 5
+    window = np.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+    c1, c2, values = 0.01**2, 0.03**2, []
+    for row in range(one.shape[0] - 10):
+        for column in range(one.shape[1] - 10):
+            x, y = (image[row : row + 11, column : column + 11] for image in (one, other))
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+            cov = (window * (x - mx) * (y - my)).sum()
+            upper = (2 * mx * my + c1) * (2 * cov + c2)
+            values.append(upper / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    return float(np.mean(values))
+
+
+def test_ssim_agrees_with_a_slow_implementation_that_leaves_out_the_border() -> None:
+    heard = upsample(load_digits("handwritten", "test", Path(), "cpu").images[:3])
+    imagined = (0.8 * heard.roll(2, 3) + 0.1).clamp(-1, 1)
+    expected = [
+        slow_ssim(*(((image[0].double().numpy() + 1) / 2) for image in pair))
+        for pair in zip(imagined, heard, strict=True)
+    ]
+    np.testing.assert_allclose(ssim(imagined, heard).numpy(), expected, atol=2e-5)
+
+
 def test_ssim_of_flat_images_is_its_closed_form() -> None:
     one, other = (
         torch.full((2, 1, 16, 16), 0.5),
@@ -223,7 +255,7 @@ def test_retrieval_at_its_ends(digits: tuple) -> None:
     assert noise["overall"]["accuracy"] < 0.05 and noise["within_class"]["accuracy"] < 0.1
 
 
-def test_retrieval_within_the_class_leaves_out_the_others() -> None:
+def test_retrieval_within_the_class_searches_this_class_only() -> None:
     images = torch.eye(4).reshape(4, 1, 2, 2)
     imagined = images[[1, 1, 2, 3]]  # the first looks like the second, which is of another class
     found = retrieval(imagined + 0.1 * images, images, torch.tensor([0, 1, 0, 1]))
@@ -237,13 +269,38 @@ def test_diversity_at_its_ends(digits: tuple) -> None:
     assert diversity(0.5 * images, images, labels)["mean"] == pytest.approx(0.5)
     assert diversity(noise_like(images), images, labels)["mean"] > 1.5
     collapsed = torch.where((labels == 2)[:, None, None, None], prototypes(images, labels), images)
-    per_digit = diversity(collapsed, images, labels)["per_digit"]
-    assert [entry["diversity"] for entry in per_digit] == pytest.approx([1, 1, 0])
+    per_class = diversity(collapsed, images, labels)["per_class"]
+    assert [entry["diversity"] for entry in per_class] == pytest.approx([1, 1, 0])
 
 
-def test_the_interval_of_a_mean_is_the_normal_approximations() -> None:
+def test_the_interval_of_a_mean_is_the_normal_approximation() -> None:
     values = torch.rand(50, generator=torch.Generator().manual_seed(0))
     said = mean_ci(values)
     assert said["mean"] == pytest.approx(values.mean().item())
     low, high = stats.norm.interval(0.95, values.mean().item(), stats.sem(values.double().numpy()))
     assert said["interval"] == pytest.approx([low, high])
+
+
+def test_undefined_numbers_are_refused_with_a_reason() -> None:
+    few, missing = torch.randn(3, 8), torch.full((10, 8), torch.nan)
+    with pytest.raises(ValueError, match="features of .N, D., with N of at least 2"):
+        frechet_distance(few[:1], few)
+    with pytest.raises(ValueError, match="a Frechet distance needs finite features"):
+        frechet_distance(missing, torch.randn(10, 8))
+    with pytest.raises(ValueError, match="realism needs two sets of one size, of at least 4"):
+        realism(few, few)
+    with pytest.raises(ValueError, match="a Frechet distance needs finite features"):
+        realism(missing, missing)
+    with pytest.raises(ValueError, match="the interval of a mean needs at least two values"):
+        mean_ci(torch.ones(1))
+    with pytest.raises(ValueError, match="a share needs at least one image"):
+        accuracy_report(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 3)
+    with pytest.raises(ValueError, match="SSIM needs images of at least 11"):
+        ssim(torch.zeros(1, 1, 10, 10), torch.zeros(1, 1, 10, 10))
+
+
+def test_equal_sets_have_no_negative_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        features = torch.randn(50, 16, generator=generator)
+        assert frechet_distance(features, features) >= 0
