@@ -1,80 +1,83 @@
-# make demo and make test need nothing but Python 3.11 and PyPI. `PYTHON=python3.12 make install` names another Python.
+# `make` lists the targets. `PYTHON=python3.12 make install` names another Python than python3.
+# The exact versions of requirements-lock.txt are installed; `make install CONSTRAINTS=` takes the newest ones.
 PYTHON ?= python3
+CONSTRAINTS ?= -c requirements-lock.txt
 PY := .venv/bin/python
+CONSISTENT := train_all_sound_consistent
 
-.PHONY: install demo evaluate-demo test lint bench reproduce reproduce-cpu compare pictures
+.PHONY: help install install-dev demo evaluate-demo test lint types bench reproduce reproduce-small compare app pictures
 
-install: .venv/installed
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-.venv/installed: requirements.txt
+install: .venv/installed ## make .venv with what the scripts need
+install-dev: .venv/installed-dev ## the same, and what the tests and checks need
+
+.venv/installed .venv/installed-dev: requirements.txt requirements-dev.txt requirements-lock.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet $(CONSTRAINTS) -r requirements$(@:.venv/installed%=%).txt
 	touch $@
 
-# The three stages in under six minutes on two cores, on data that come with our packages: handwritten digits are heard,
-# printed ones remembered. Stage three runs twice, with the published objective and with the sound-consistent one.
+demo: install ## all three stages on data that need no download, in minutes on two cores
+	$(PY) train_vggish.py demo
+	$(PY) mnist_classify_train.py demo
+	$(PY) emnist_dcgan.py demo
+	$(PY) train_all.py demo
+	$(PY) train_all.py sound-consistent
 
-demo: install
-	$(PY) train_vggish.py $(SMALL) --width 8 --epochs 10 --late-epoch 8 --learning-rate 1e-3
-	$(PY) mnist_classify_train.py $(SMALL) --epochs 8 --late-epoch 7 --learning-rate 0.01 --judge-epochs 12
-	$(PY) emnist_dcgan.py --dataset printed --width 16 --epochs 2 --images-per-epoch 4800 $(GAN)
-	$(PY) train_all.py --name train_all_published --batch 32 --epochs 3
-	$(PY) train_all.py --batch 32 --epochs 7 --joint-epochs 6 --joint-learning-rate 1e-3 $(CONSISTENT)
+evaluate-demo: install ## rate both runs that `make demo` or `make reproduce` left
+	$(PY) evaluate.py --name train_all
+	$(PY) evaluate.py --name $(CONSISTENT)
+	$(PY) evaluate.py --name $(CONSISTENT) --refine-steps 8
+	$(PY) evaluate.py --compare $(addprefix results/,train_all $(CONSISTENT) $(CONSISTENT)/evaluation_refined)
 
-# An honest rating of both runs that `make demo` left, a page each to look at and to listen to, and all side by side.
-evaluate-demo: install
-	$(PY) evaluate.py
-	$(PY) evaluate.py --second-thoughts 8
-	$(PY) evaluate.py --name train_all_published
-	$(PY) evaluate.py --compare results results/evaluation_second_thoughts results/evaluation_train_all_published
-
-# What spares the GAN steps where the network is narrow; the published settings are the script's defaults.
-GAN := --batch 32 --learning-rate 1e-3 --discriminator-learning-rate 2e-4 --instance-noise 0.5
-CONSISTENT := --sound-consistency 1 --distance multiscale --loudness-first 0.8 --rehearsal 5 --detail 10 --grey 1 \
-	--generator-rate 0.2 --no-dropout --augmentation 0.5 --classifier-augmentation 1
-
-test: install
+test: install-dev ## all tests; on a machine with a GPU also those for it
 	$(PY) -m pytest
 	@if command -v nvidia-smi >/dev/null; then $(PY) -m pytest -m gpu -n 0; fi
 
-lint: install
+lint: install-dev ## ruff, and its format
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-# How fast: the translator, then each stage, beside other ways to do the same. On the GPU if there is one, else on the CPU.
-bench: install
+types: install-dev ## pyright
+	.venv/bin/pyright
+
+bench: install ## how fast: the translator, then a step of every stage
 	$(PY) -m benchmarks.translator
 	$(PY) -m benchmarks.stages
 
-# The published schedule, then the sound-consistent objective on the same three first stages. For a GPU.
-reproduce: install
-	$(PY) train_vggish.py
-	$(PY) mnist_classify_train.py
-	$(PY) emnist_dcgan.py
-	$(PY) train_all.py --name train_all_published
-	$(PY) train_all.py --batch 32 --epochs 7 --joint-epochs 6 --joint-learning-rate 1e-3 $(CONSISTENT)
-	$(PY) evaluate.py --name train_all_published
-	$(PY) evaluate.py
-	$(PY) evaluate.py --second-thoughts 8
-	$(PY) controls.py
+reproduce: install ## the published schedule and the sound-consistent objective, rated; for a GPU
+	$(PY) train_vggish.py published
+	$(PY) mnist_classify_train.py published
+	$(PY) emnist_dcgan.py published $(EMNIST)
+	$(PY) train_all.py published
+	$(PY) train_all.py sound-consistent
+	$(MAKE) evaluate-demo
+	$(PY) evaluate.py --name $(CONSISTENT) --controls
 
-# The same on two cores: narrower networks, fewer epochs, larger learning rates. MEMORY names EMNIST's split and file.
-MEMORY := --split mnist --file train
-reproduce-cpu: install
-	$(PY) train_vggish.py --width 16 --learning-rate 1e-3 --late-epoch 4
-	$(PY) mnist_classify_train.py --rotation 10 --learning-rate 0.02 --epochs 14 --late-epoch 11 --judge-epochs 6
-	$(PY) emnist_dcgan.py $(MEMORY) --width 32 --epochs 5 --images-per-epoch 6400 $(GAN)
-	$(PY) train_all.py --name train_all_published --images-per-epoch 37500 --learning-rate 5e-4
-	$(PY) train_all.py --batch 32 --images-per-epoch 15000 --epochs 10 --joint-epochs 9 --joint-learning-rate 1e-3 $(CONSISTENT)
-	$(PY) evaluate.py --name train_all_published
-	$(PY) evaluate.py
-	$(PY) evaluate.py --second-thoughts 8
-	$(PY) controls.py
+reproduce-small: install ## the same, narrower and shorter; for two cores. EMNIST= takes flags of emnist_dcgan.py
+	$(PY) train_vggish.py small
+	$(PY) mnist_classify_train.py small
+	$(PY) emnist_dcgan.py small $(EMNIST)
+	$(PY) train_all.py small
+	$(PY) train_all.py small-sound-consistent
+	$(MAKE) evaluate-demo
+	$(PY) evaluate.py --name $(CONSISTENT) --controls
 
-# The machine rates encodings on two cores, quickly: four of them, or `make compare ONLY=` all of the script's header.
-ONLY := primary tanh bottom linear
-compare: install
-	$(PY) compare_encodings.py --quick $(MEMORY) --only $(ONLY)
+compare: install ## rate encodings, quickly; for two cores. EMNIST= as above
+	$(PY) compare_encodings.py small $(EMNIST)
 
-pictures: install
-	$(PY) -m ims.draw
+app: .venv-app/installed ## draw, hear, see: a local page. Without a run it makes the demo first
+	@ls results/train_all*/metrics.json >/dev/null 2>&1 || $(MAKE) demo
+	.venv-app/bin/python app.py
+
+# gradio needs an older Pillow than the lock has. So it has its own environment, which finds the rest in .venv.
+SITE = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+.venv-app/installed: requirements-app.txt | .venv/installed
+	$(PY) -m venv .venv-app
+	$(PY) $(SITE) > $$(.venv-app/bin/python $(SITE))/venv.pth
+	.venv-app/bin/python -m pip install --quiet -r requirements-app.txt
+	touch $@
+
+pictures: install ## draw the pictures in ims/ from results/
+	$(PY) -m tools.draw_readme

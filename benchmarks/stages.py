@@ -1,33 +1,30 @@
-"""How fast the stages train, as ratios measured side by side in one run.
+"""Benchmark the training steps of all stages, as ratios that are measured side by side.
 
-    # on the GPU if there is one, else on the CPU; minutes
-    python -m benchmarks.stages
+    python -m benchmarks.stages                              # on the GPU if there is one; minutes
     python -m benchmarks.stages --device cpu --threads 1
 
-Each row is one step of a stage, with the published networks and batches, on images of noise: it
-needs no data. It is timed in three ways, which take turns, so that whatever else the machine does
-disturbs all of them; the median counts, and the spread is shown:
+Each row is one step of a stage, with the published networks and batches, on images of noise. It
+needs no data. Three methods take turns, so other work on the machine disturbs all of them; the
+table shows the median and the spread:
 
-    ours        as the stage scripts train: log-mels made in batches, once, and kept; bfloat16 where it pays, channels last
-    plain       the same batches and networks in a plain float32 loop: each batch is heard anew, nothing is cast, not
-                even to TensorFloat-32
-    published   as the published design has it: each image alone, in NumPy and Pillow, in every epoch; then a float32 network
+    ours        as the stages train: log-mels are computed in batches, once, and kept; bfloat16
+                where it pays; channels last; on a GPU a CUDA graph
+    plain       the same networks and batches in a plain float32 loop; log-mels in every epoch
+    published   the published design: one image at a time, in NumPy and Pillow, in every epoch; then
+                a float32 network
 
-The last row is the step of the sound-consistent objective; what is heard again in it, of rehearsal
-and on the way back, is not in the columns of hearing.
-
-The floor is the least time that a step could take here: its operations over the measured matrix
-rate, or the bytes that it cannot help moving over the measured bandwidth, whichever is longer."""
+The last row is the sound-consistent objective, which is not published. The floor is the least time
+that a step could take: its operations at the measured rate of a matrix product, or the bytes that
+it must move at the measured rate of a copy, whichever is longer."""
 
 import contextlib
 import copy
-import ctypes
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -37,14 +34,13 @@ from scipy.signal import resample_poly
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.translator import numpy_soundscape, resident, seconds_of
-from common.cli import command_line, progress_bar
+from benchmarks.translator import numpy_soundscape, seconds_of
+from common.cli import Count, Limit, command_line, progress_bar
 from common.device import autocast, choose_device, device_name, precision_name, uses_bfloat16
 from data.augment import augment, random_affine
 from data.resize import downsample_lstsq, upsample
-from emnist_dcgan import gan_loss
 from models.discriminator import Discriminator
-from models.generator import Generator
+from models.generator import NOISE_SIZE, Generator
 from models.judge_cnn import CNNJudge
 from models.lenet import LeNet
 from models.vggish import VGGish
@@ -52,189 +48,199 @@ from training.cuda_graph import WARMUP_STEPS, CudaGraphStep
 from training.logmels import LogMelCache
 from training.loop import optimizer_step
 from training.losses import audio_loss, binarization_penalty, null_space_penalty
-from vggish import FFT, HOP, WINDOW, ImageToLogMel, mel_filters
+from vggish import (
+    FFT,
+    HOP,
+    KAISER_BETA,
+    ROLL_OFF,
+    WINDOW,
+    ZERO_CROSSINGS,
+    ImageToLogMel,
+    mel_filters,
+)
 from voice_translator import Encoding
 
 PUBLISHED_IMAGES = 60_000  # an epoch
 PUBLISHED = Encoding(sample_rate=22050)
-FRAMES = 96  # that the published network hears
-WAYS = ("ours", "plain", "published")
+FRAMES = 96  # of the published network
+METHODS = ("ours", "plain", "published")
 MEL = mel_filters().numpy()
 Step = Callable[[Tensor, Tensor], None]  # inputs, labels
 
 
 @dataclass(frozen=True)
 class Config:
-    rounds: int = 3  # in each of which every stage is timed once in each of the three ways
-    width: int = 64  # of VGGish, generator and discriminator. Published: 64
-    batch: int | None = None  # None: as published, 128, and 64 of the GAN
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    threads: int | None = None  # of the CPU; None: as many as PyTorch takes
+    # Number of rounds. In each of them every stage is timed once by each method.
+    rounds: Count = 3
+    width: Count = 64  # Width of VGGish, the generator and the discriminator. Published: 64.
+    # Images a step. None: as published, 128, and 64 for the GAN.
+    batch: Annotated[int, Limit(2)] | None = None
+    device: str = "auto"  # auto, cpu, cuda or cuda:1.
+    threads: Count | None = None  # Threads of the CPU. None: as many as PyTorch takes.
 
 
 @dataclass(frozen=True)
 class Stage:
+    """A row of the table. `build(ours, frames)` returns the step and its optimisers."""
+
     name: str
-    build: Callable[
-        [bool, int], tuple[Step, list[torch.optim.Optimizer]]
-    ]  # ours?, frames -> its step, and its optimisers
+    build: Callable[[bool, int], tuple[Step, list[torch.optim.Optimizer]]]
     batch: int
     epochs: int  # published; 0: not published
-    hears: bool  # or sees
-    augmented: bool = False  # so that no log-mel can be kept
-    tries: bool = False  # whether the stage lets cuDNN try its algorithms
+    hears: bool  # whether its inputs are log-mels; else they are images
+    augmented: bool = False  # so no log-mel can be kept
+    try_algorithms: bool = False  # see CudaGraphStep
 
 
-# -- the published design: one image at a time ------------------------------------------------------------------------
+# -- the published design: one image at a time
 
 
-def published_hearing(image: np.ndarray) -> np.ndarray:
-    """`(28, 28)` uint8 -> `(1, 96, 64)` float32: its soundscape and the front end of VGGish,
-    resampled, in NumPy."""
-    sound = resample_poly(numpy_soundscape(image, PUBLISHED), 320, 441)
+@cache
+def resampling_filter() -> np.ndarray:
+    """resampy's `kaiser_best` from 22,050 to 16,000 Hz (320/441), for `resample_poly`."""
+    half = ZERO_CROSSINGS * 441
+    sinc = ROLL_OFF * np.sinc(ROLL_OFF * np.arange(-half, half + 1) / 441) / 441
+    return sinc * np.kaiser(2 * half + 1, KAISER_BETA)
+
+
+def published_log_mel(image: np.ndarray) -> np.ndarray:
+    """`(28, 28)` uint8 -> `(1, 96, 64)` float32, the log-mel of the soundscape, in NumPy."""
+    sound = resample_poly(numpy_soundscape(image, PUBLISHED), 320, 441, window=resampling_filter())
     frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW)[::HOP][:FRAMES]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     spectrum = np.abs(np.fft.rfft(frames * window, FFT))
     return np.log(spectrum @ MEL + 0.01)[None].astype(np.float32)
 
 
-def published_seeing(image: np.ndarray) -> np.ndarray:
+def published_image(image: np.ndarray) -> np.ndarray:
     """`(28, 28)` uint8 -> `(1, 64, 64)` float32 in [-1, 1], by Pillow."""
     enlarged = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
     return np.asarray(enlarged, dtype=np.float32)[None] / 127.5 - 1
 
 
-def load(images: np.ndarray, hears: bool, device: torch.device) -> Tensor:
-    """A batch, image by image."""
-    one = published_hearing if hears else published_seeing
+def load_one_by_one(images: np.ndarray, hears: bool, device: torch.device) -> Tensor:
+    """A batch of log-mels or images, made one image at a time."""
+    one = published_log_mel if hears else published_image
     return torch.stack([torch.from_numpy(one(image)) for image in images]).to(device)
 
 
-def turned_plainly(images: Tensor, degrees: float) -> Tensor:
-    """As `random_affine` turns them, in PyTorch's usual way."""
+def rotate_plainly(images: Tensor, degrees: float) -> Tensor:
+    """Rotate as `random_affine` does, with PyTorch's own functions."""
     angle = math.radians(degrees) * (2 * torch.rand(len(images), device=images.device) - 1)
-    none = torch.zeros_like(angle)
+    zero = torch.zeros_like(angle)
     rows = [
-        torch.stack([angle.cos(), -angle.sin(), none], 1),
-        torch.stack([angle.sin(), angle.cos(), none], 1),
+        torch.stack([angle.cos(), -angle.sin(), zero], 1),
+        torch.stack([angle.sin(), angle.cos(), zero], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images + 1, grid, align_corners=False) - 1
 
 
-# -- a step of each stage, ours or plain ------------------------------------------------------------------------------
+# -- a step of each stage, ours or plain
 
 
 def stages(config: Config, device: torch.device) -> list[Stage]:
-    """What is timed. Ours casts, and lays channels last; plain does neither."""
+    """The rows of the table."""
 
-    def laid(network: nn.Module, ours: bool) -> nn.Module:
-        return network.to(
-            device, memory_format=torch.channels_last if ours else torch.contiguous_format
-        )
+    def place(network: Any, ours: bool) -> Any:
+        layout = torch.channels_last if ours else torch.contiguous_format
+        return network.to(device, memory_format=layout)
 
     def cast(ours: bool) -> contextlib.AbstractContextManager:
         return autocast(device) if ours else contextlib.nullcontext()
 
-    def embed(network: VGGish, heard: Tensor, ours: bool) -> Tensor:
+    def embed(network: VGGish, logmels: Tensor, ours: bool) -> Tensor:
         if ours:
-            return network.embed(heard)
-        return network.embedding(
-            network.features(heard).permute(0, 2, 3, 1).flatten(1)
-        )  # channels first
+            return network.embed(logmels)
+        maps = network.features(logmels)  # `embed` would lay the channels last
+        return network.embedding(maps.permute(0, 2, 3, 1).flatten(1))
 
     def adam(*networks: nn.Module, ours: bool) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            [p for network in networks for p in network.parameters()], 1e-4, fused=ours
-        )
+        parameters = [p for network in networks for p in network.parameters()]
+        return torch.optim.Adam(parameters, 1e-4, fused=ours)
 
-    def hear(ours: bool, frames: int) -> tuple[Step, list]:
-        network = laid(VGGish(frames, config.width), ours)
+    def stage_one(ours: bool, frames: int) -> tuple[Step, list]:
+        network = place(VGGish(frames, config.width), ours)
         optimiser = adam(network, ours=ours)
 
-        def step(heard: Tensor, labels: Tensor) -> None:
+        def step(logmels: Tensor, labels: Tensor) -> None:
             with cast(ours):
-                logits = network.classifier(embed(network, heard, ours)).float()
+                logits = network.classifier(embed(network, logmels, ours)).float()
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
-    def read(network: nn.Module, turn: float, ours: bool) -> tuple[Step, list]:
-        laid(network, ours)
+    def classifier(
+        kind: type[nn.Module], rotation: float, ours: bool, frames: int
+    ) -> tuple[Step, list]:
+        network = place(kind(), ours)
         optimiser = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
 
-        def step(seen: Tensor, labels: Tensor) -> None:
-            if turn:
-                seen = random_affine(seen, turn) if ours else turned_plainly(seen, turn)
+        def step(images: Tensor, labels: Tensor) -> None:
+            if rotation:
+                images = (random_affine if ours else rotate_plainly)(images, rotation)
             with cast(ours):
-                logits = network(seen)
+                logits = network(images)
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
-    def remember(ours: bool, _: int) -> tuple[Step, list]:
-        generator, discriminator = (
-            laid(Generator(config.width), ours),
-            laid(Discriminator(config.width), ours),
-        )
+    def gan(ours: bool, frames: int) -> tuple[Step, list]:
+        generator = place(Generator(config.width), ours)
+        discriminator = place(Discriminator(config.width), ours)
         g_optimiser, d_optimiser = adam(generator, ours=ours), adam(discriminator, ours=ours)
 
+        def loss(logits: Tensor, target: float) -> Tensor:
+            targets = torch.full_like(logits, target)
+            return F.binary_cross_entropy_with_logits(logits, targets)
+
         def step(real: Tensor, labels: Tensor) -> None:
-            z = torch.randn(len(real), generator.noise_size, device=device)
+            z = torch.randn(len(real), NOISE_SIZE, device=device)
             with cast(ours):
-                imagined = generator(z)
-                real_logits, fake_logits = discriminator(real), discriminator(imagined.detach())
-            optimizer_step(gan_loss(real_logits, 1.0) + gan_loss(fake_logits, 0.0), d_optimiser)
-            discriminator.requires_grad_(
-                not ours
-            )  # a plain loop computes gradients that nobody needs
+                fake = generator(z)
+                real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
+            optimizer_step(loss(real_logits, 1.0) + loss(fake_logits, 0.0), d_optimiser)
+            discriminator.requires_grad_(not ours)  # a plain loop computes unneeded gradients
             with cast(ours):
-                fake_logits = discriminator(imagined)
-            optimizer_step(gan_loss(fake_logits, 1.0), g_optimiser)
+                fake_logits = discriminator(fake)
+            optimizer_step(loss(fake_logits, 1.0), g_optimiser)
             discriminator.requires_grad_(True)
 
         return step, [g_optimiser, d_optimiser]
 
-    def imagine(joint: bool, ours: bool, frames: int) -> tuple[Step, list]:
-        network, generator = (
-            laid(VGGish(frames, config.width), ours),
-            laid(Generator(config.width), ours),
-        )
-        classifier = laid(LeNet(), ours).requires_grad_(False).eval()
-        generator.requires_grad_(joint).eval()
+    def stage_three(joint: bool, ours: bool, frames: int) -> tuple[Step, list]:
+        network = place(VGGish(frames, config.width), ours)
+        generator = place(Generator(config.width), ours).requires_grad_(joint).eval()
+        frozen_classifier = place(LeNet(), ours).requires_grad_(False).eval()
         optimiser = adam(network, generator, ours=ours) if joint else adam(network, ours=ours)
 
-        def step(heard: Tensor, labels: Tensor) -> None:
+        def step(logmels: Tensor, labels: Tensor) -> None:
             with cast(ours):
-                logits = classifier(generator(embed(network, heard, ours)))
+                logits = frozen_classifier(generator(embed(network, logmels, ours)))
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
         return step, [optimiser]
 
-    def imagine_the_sound(ours: bool, frames: int) -> tuple[Step, list]:
-        network, generator = (
-            laid(VGGish(frames, config.width), ours),
-            laid(Generator(config.width), ours).eval(),
-        )
-        memory = copy.deepcopy(generator).requires_grad_(False)
-        classifier = laid(LeNet(), ours).requires_grad_(False).eval()
-        ear = ImageToLogMel(Encoding(), frames).to(device)
+    def sound_consistent(ours: bool, frames: int) -> tuple[Step, list]:
+        network = place(VGGish(frames, config.width), ours)
+        generator = place(Generator(config.width), ours).eval()
+        frozen_generator = copy.deepcopy(generator).requires_grad_(False)
+        frozen_classifier = place(LeNet(), ours).requires_grad_(False).eval()
+        front_end = ImageToLogMel(Encoding(), frames).to(device)
         optimiser = adam(network, generator, ours=ours)
 
-        def step(heard: Tensor, labels: Tensor) -> None:
+        def step(logmels: Tensor, labels: Tensor) -> None:
             with torch.no_grad():
                 with cast(ours):
-                    remembered = memory(
-                        torch.randn(len(labels), generator.noise_size, device=device)
-                    )
-                told = torch.cat([heard, ear(downsample_lstsq(remembered))])
+                    z = torch.randn(len(labels), NOISE_SIZE, device=device)
+                    replayed = frozen_generator(z)
+                inputs = torch.cat([logmels, front_end(downsample_lstsq(replayed), validate=False)])
             with cast(ours):
-                imagined, rehearsed = generator(embed(network, told, ours)).tensor_split(
-                    [len(labels)]
-                )
-                logits = classifier(augment(imagined, 1.0))
-            loss = F.cross_entropy(logits, labels) + 5 * F.mse_loss(rehearsed, remembered)
-            loss = loss + audio_loss(ear, imagined, heard, straight_through=1.0, kind="loudness")
+                drawn = generator(embed(network, inputs, ours))
+                imagined, replay = drawn.tensor_split([len(labels)])
+                logits = frozen_classifier(augment(imagined, 1.0))
+            loss = F.cross_entropy(logits, labels) + 5 * F.mse_loss(replay, replayed)
+            loss = loss + audio_loss(front_end, imagined, logmels, 1.0, "loudness")
             loss = loss + 10 * null_space_penalty(imagined) + binarization_penalty(imagined)
             optimizer_step(loss, optimiser)
 
@@ -242,216 +248,163 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
 
     large, small = config.batch or 128, config.batch or 64
     return [
-        Stage("one: hear", hear, large, 5, hears=True),
-        Stage("two: classifier", lambda ours, _: read(LeNet(), 0.0, ours), large, 50, hears=False),
-        Stage("two: judge", lambda ours, _: read(CNNJudge(), 10.0, ours), large, 0, hears=False),
-        Stage("two: GAN", remember, small, 50, hears=False, tries=True),
-        Stage("three: audio network", partial(imagine, False), large, 3, hears=True),
-        Stage("three: with generator", partial(imagine, True), large, 1, hears=True),
-        Stage("three: sound-consistent", imagine_the_sound, large, 0, hears=True, augmented=True),
+        Stage("one", stage_one, large, 5, hears=True),
+        Stage("two: classifier", partial(classifier, LeNet, 0.0), large, 50, hears=False),
+        Stage("two: judge cnn", partial(classifier, CNNJudge, 10.0), large, 0, hears=False),
+        Stage("two: GAN", gan, small, 50, hears=False, try_algorithms=True),
+        Stage("three: audio network", partial(stage_three, False), large, 3, hears=True),
+        Stage("three: with generator", partial(stage_three, True), large, 1, hears=True),
+        Stage("three: sound-consistent", sound_consistent, large, 0, hears=True, augmented=True),
     ]
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def peak_mebibytes(device: torch.device) -> Iterator[list[float]]:
-    """What is taken inside at its peak, not counting what was there before: of the GPU, or of this
-    process by Linux's mark. It is in the list when all is done."""
-    peak: list[float] = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield peak
-        peak.append((torch.cuda.max_memory_allocated(device) - before) / 2**20)
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
-        yield peak
-        peak.append(resident("VmHWM") - before)
+# -- the measurement
 
 
 def operations_and_bytes(
     step: Callable[[], None], optimisers: list[torch.optim.Optimizer]
 ) -> tuple[float, float]:
-    """Of one step: its operations in matrix products and convolutions; and the bytes that it cannot
-    help moving. What the way back needs is written once and read once; a parameter, its gradient
-    and the optimiser's state are read, and written but for the gradient."""
+    """Count the operations of a step in matrix products and convolutions, and the bytes that it
+    must move.
+
+    What the backward pass needs is written once and read once. Parameters and optimiser state are
+    read and written; gradients are read."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
         step()
-    learned = [
-        p for optimiser in optimisers for group in optimiser.param_groups for p in group["params"]
-    ]
-    state = [
-        v for o in optimisers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)
-    ]
-    moved = 3 * sum(p.numel() for p in learned) + 2 * sum(v.numel() for v in state)
-    return counter.get_total_flops(), 2 * sum(saved.values()) + 4 * moved
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    parameters = sum(p.numel() for group in groups for p in group["params"])
+    states = [values for optimiser in optimisers for values in optimiser.state.values()]
+    state = sum(v.numel() for values in states for v in values.values() if isinstance(v, Tensor))
+    moved = 2 * sum(saved.values()) + 4 * (3 * parameters + 2 * state)
+    return counter.get_total_flops(), moved
 
 
 def machine_rates(device: torch.device) -> tuple[float, float]:
-    """Operations a second of a matrix product, in the precision that ours takes; bytes a second of
-    a copy."""
-    dtype, size = (
-        (torch.bfloat16 if uses_bfloat16(device) else torch.float32),
-        (8192 if device.type == "cuda" else 2048),
-    )
+    """Measure the operations a second of a matrix product, in the precision of ours, and the bytes
+    a second of a copy."""
+    dtype = torch.bfloat16 if uses_bfloat16(device) else torch.float32
+    size = 8192 if device.type == "cuda" else 2048
     square = torch.rand(size, size, device=device, dtype=dtype)
-    long = torch.rand(size * size * 8, device=device)
-    there = long.clone()
+    source = torch.rand(size * size * 8, device=device)
+    target = source.clone()
     torch.mm(square, square)  # the first call pays for allocations
     rate = 2 * size**3 / seconds_of(lambda: torch.mm(square, square), device)
-    return rate, 8 * long.numel() / seconds_of(lambda: there.copy_(long), device)
+    return rate, 8 * source.numel() / seconds_of(lambda: target.copy_(source), device)
 
 
 def main(config: Config) -> dict[str, dict[str, list[float]]]:
-    """Print the tables; returns the images a second of every stage in each of the three ways, one a
-    round."""
+    """Print the table; return the images a second of every stage by each method, one a round."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     torch.manual_seed(0)
-    ear = ImageToLogMel(Encoding()).to(device)
+    front_end = ImageToLogMel(Encoding()).to(device)
     rows = stages(config, device)
     most = max(row.batch for row in rows)
     images = torch.randint(0, 256, (most, 28, 28), dtype=torch.uint8)
     arrays, on_device = images.numpy(), images.to(device)
     labels = torch.arange(most, device=device) % 10
-    kept = LogMelCache(ear, on_device, 2 * most, gigabytes=1)  # asked for twice, so kept
-    anew = LogMelCache(ear, on_device, 2 * most, gigabytes=1, augmentation=0.5)
-    index = torch.randperm(most, device=device)
+    kept = LogMelCache(front_end, on_device, 2 * most, gigabytes=1)  # used twice, so kept
+    augmented = LogMelCache(front_end, on_device, 2 * most, gigabytes=1, augmentation=0.5)
+    order = torch.randperm(most, device=device)
 
-    def inputs(way: str, row: Stage, few: Tensor) -> Tensor:
-        if way == "published":
-            return load(arrays[: row.batch], row.hears, device)
+    def inputs(method: str, row: Stage, index: Tensor) -> Tensor:
+        if method == "published":
+            return load_one_by_one(arrays[: row.batch], row.hears, device)
         if not row.hears:
-            return upsample(on_device[few])
+            return upsample(on_device[index])
         if row.augmented:
-            return anew[few]
-        if way == "ours":
-            return kept[few]
+            return augmented[index]
+        if method == "ours":
+            return kept[index]
         with torch.no_grad():
-            return ear(on_device[few])
+            return front_end(on_device[index])
 
-    frames = {"ours": ear.frames, "plain": ear.frames, "published": FRAMES}
-    steps: dict[
-        tuple[str, str], Callable[[], None]
-    ] = {}  # ours with its loading, as the stage scripts record it
-    loads: dict[tuple[str, str], Callable[[], Tensor]] = {}
-    floors, peaks = {}, {}
+    works, floors = {}, {}  # (row, method) -> the call that is timed
     for row in rows:
-        few, told = index[: row.batch], labels[: row.batch]
-        for way in WAYS:
-            with peak_mebibytes(device) as peaks[row.name, way]:
-                learn, optimisers = row.build(way == "ours", frames[way])
-                loaded = partial(inputs, way, row)
-                work, load_few = partial(learn, loaded(few), told), partial(loaded, few)
-                work()  # the first call pays for allocations
-                if way == "ours":
-                    floors[row.name] = operations_and_bytes(work, optimisers)
+        index, targets = order[: row.batch], labels[: row.batch]
+        for method in METHODS:
+            frames = FRAMES if method == "published" else front_end.frames
+            learn, optimisers = row.build(method == "ours", frames)
 
-                    def step(
-                        few: Tensor, told: Tensor, learn: Step = learn, loaded: Callable = loaded
-                    ) -> None:
-                        learn(loaded(few), told)
+            def step(
+                index: Tensor, targets: Tensor,
+                learn: Step = learn, method: str = method, row: Stage = row,
+            ) -> None:  # fmt: skip
+                learn(inputs(method, row, index), targets)
 
-                    step, loaded = (
-                        CudaGraphStep(step, device, *optimisers, tries=row.tries),
-                        CudaGraphStep(loaded, device),
-                    )
-                    work, load_few = partial(step, few, told), partial(loaded, few)
-                for k in range(
-                    WARMUP_STEPS + 1 if device.type == "cuda" else 0
-                ):  # until ours are recorded
-                    if k == 1:  # what cuDNN tried does not count
-                        torch.cuda.reset_peak_memory_stats(device)
-                    work()
-                    if way == "ours":
-                        load_few()
-            steps[row.name, way], loads[row.name, way] = work, load_few
+            step(index, targets)  # the first call pays for allocations
+            if method == "ours":
+                work = partial(learn, inputs(method, row, index), targets)
+                floors[row.name] = operations_and_bytes(work, optimisers)
+                graph = CudaGraphStep(step, device, *optimisers, try_algorithms=row.try_algorithms)
+                works[row.name, method] = partial(graph, index, targets)
+            else:
+                works[row.name, method] = partial(step, index, targets)
+            for _ in range(WARMUP_STEPS + 1 if device.type == "cuda" else 0):  # until captured
+                works[row.name, method]()
 
-    hearing: list[float] = []  # seconds an image, made in batches
+    hearing: list[float] = []  # seconds an image, in batches
     machine: list[tuple[float, float]] = []
-    loading: dict[tuple[str, str], list[float]] = {key: [] for key in steps}  # seconds an image
-    stepping: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in works}  # an image
     for _ in progress_bar(range(config.rounds), "rounds"):
         machine.append(machine_rates(device))
         with torch.no_grad():
-            hearing.append(seconds_of(lambda: ear(on_device), device) / most)
+            hearing.append(seconds_of(lambda: front_end(on_device), device) / most)
         for row in rows:
-            for way in WAYS:
-                key = row.name, way
-                loading[key].append(seconds_of(loads[key], device) / row.batch)
-                stepping[key].append(seconds_of(steps[key], device) / row.batch)
+            for method in METHODS:
+                key = row.name, method
+                seconds[key].append(seconds_of(works[key], device) / row.batch)
 
-    heard_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))
-    print(
-        f"{device_name(device)}, torch {torch.__version__}, {precision_name(device)}, width {config.width}"
-    )
-    rate, bandwidth = (statistics.median(values) for values in zip(*machine, strict=True))
-    print(f"matrix products {rate / 1e9:,.0f} GFLOP/s, copies {bandwidth / 1e9:,.1f} GB/s")
-    print(
-        f"hearing, image to log-mel: {1 / statistics.median(hearing):,.0f} images/s {spread([1 / s for s in hearing])}"
-    )
-    print(
-        "| stage | images/s: ours (spread) | plain float32 | published design | times plain | times published "
-        "| hearing: ours | plain | published | of the floor | MiB: ours | plain |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
-    rates: dict[str, dict[str, list[float]]] = {}
-    total = dict.fromkeys(WAYS, 0.0)
+    # Ours computes the log-mels once a run, for all its epochs.
+    joint_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))
     for row in rows:
-        once = 0.0
-        if row.epochs and row.hears:  # ours are made once a run, of all its epochs
-            once = statistics.median(hearing) / (
-                heard_epochs if row.name.startswith("three") else row.epochs
-            )
-        a_image = {
-            way: [
-                s + (once if way == "ours" else t)
-                for t, s in zip(loading[row.name, way], stepping[row.name, way], strict=True)
-            ]
-            for way in WAYS
-        }
-        middle = {way: statistics.median(a_image[way]) for way in WAYS}
-        rates[row.name] = {way: [1 / s for s in a_image[way]] for way in WAYS}
-        share = {
-            way: (statistics.median(loading[row.name, way]) + (once if way == "ours" else 0))
-            / middle[way]
-            for way in WAYS
-        }
-        shares = " | ".join(f"{share[way]:.1%}" if row.hears else "" for way in WAYS)
-        flops, moved = floors[row.name]
-        floor = max(flops / rate, moved / bandwidth) / row.batch
-        bound = "operations" if flops / rate > moved / bandwidth else "bytes"
+        if row.epochs and row.hears:
+            epochs = joint_epochs if row.name.startswith("three") else row.epochs
+            once = statistics.median(hearing) / epochs
+            seconds[row.name, "ours"] = [s + once for s in seconds[row.name, "ours"]]
+
+    rate, bandwidth = (statistics.median(values) for values in zip(*machine, strict=True))
+    print(f"{device_name(device)}, torch {torch.__version__}, {precision_name(device)}, "
+          f"width {config.width}")  # fmt: skip
+    print(f"matrix products {rate / 1e9:,.0f} GFLOP/s, copies {bandwidth / 1e9:,.1f} GB/s")
+    print(f"image to log-mel: {1 / statistics.median(hearing):,.0f} images/s "
+          f"{spread([1 / s for s in hearing])}")  # fmt: skip
+    print("| stage | images/s: ours (spread) | plain float32 | published design | times plain "
+          "| times published | of the floor |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
+    rates: dict[str, dict[str, list[float]]] = {}
+    total = dict.fromkeys(METHODS, 0.0)
+    for row in rows:
+        rates[row.name] = {m: [1 / s for s in seconds[row.name, m]] for m in METHODS}
+        middle = {m: statistics.median(seconds[row.name, m]) for m in METHODS}
+        operations, moved = floors[row.name]
+        floor = max(operations / rate, moved / bandwidth) / row.batch
+        bound = "operations" if operations / rate > moved / bandwidth else "bytes"
         print(
-            f"| {row.name} | {1 / middle['ours']:,.0f} {spread(rates[row.name]['ours'])} | {1 / middle['plain']:,.0f} "
-            f"| {1 / middle['published']:,.0f} | {middle['plain'] / middle['ours']:.2f} "
-            f"| {middle['published'] / middle['ours']:.2f} | {shares} | {floor / middle['ours']:.0%} of {1 / floor:,.0f} "
-            f"({bound}) | {peaks[row.name, 'ours'][0]:,.0f} | {peaks[row.name, 'plain'][0]:,.0f} |"
+            f"| {row.name} | {1 / middle['ours']:,.0f} {spread(rates[row.name]['ours'])} "
+            f"| {1 / middle['plain']:,.0f} | {1 / middle['published']:,.0f} "
+            f"| {middle['plain'] / middle['ours']:.2f} "
+            f"| {middle['published'] / middle['ours']:.2f} "
+            f"| {floor / middle['ours']:.0%} of {1 / floor:,.0f} ({bound}) |"
         )
-        for way in WAYS:
-            total[way] += PUBLISHED_IMAGES * row.epochs * middle[way]
-    print(
-        "extrapolated from these rates, not run: the published schedule "
-        f"(5 + 50 + 50 + 4 epochs of {PUBLISHED_IMAGES:,}) takes "
-        + ", ".join(f"{way} {total[way] / 3600:,.2f} h" for way in WAYS)
-    )
+        for method in METHODS:
+            total[method] += PUBLISHED_IMAGES * row.epochs * middle[method]
+    hours = ", ".join(f"{method} {total[method] / 3600:,.2f} h" for method in METHODS)
+    print("extrapolated from these rates, not run: the published schedule "
+          f"(5 + 50 + 50 + 4 epochs of {PUBLISHED_IMAGES:,}) takes {hours}")  # fmt: skip
     return rates
 
 
 def spread(values: list[float]) -> str:
+    """The least and the largest value, in brackets."""
     return f"({min(values):,.0f} to {max(values):,.0f})"
 
 

@@ -1,180 +1,178 @@
-"""The README's pictures, from what the stages left in `results/`.
+"""Draw the pictures of README.md and docs/ from what the runs left in `results/`.
 
-    # the folders train_all_published and train_all in results/
-    python -m ims.draw
-    python -m ims.draw --results other/results
+    python -m tools.draw_readme
+    python -m tools.draw_readme --results other/results
 
-Writes into `ims/`: overview.png (from image to imagined image), imagined.png (heard / published
-objective / sound-consistent, the first test digit of each class), refine_steps.png (heard / drawn
-at first / after thinking again, the first test digit of each class that the judge then reads as
-another), epochs.png (what the judge says, the more was heard) and samples.png; copies of what other
-scripts drew, where they did: soundscapes.png, twins.png, unheard.png, ratings.png, sheet.png; and
-photo.png, a photograph beside the spectrograms of its soundscape in both ears. Every digit is
-chosen by its index, none by its beauty."""
+It writes into `ims/`:
+    overview.png      from an image to the imagined image
+    imagined.png      one test image of each class, and what both objectives imagine
+    refined.png       test images that the judge classifies otherwise after latent refinement
+    epochs.png        accuracy and retrieval over the sounds heard
+    samples.png       samples of the generator from noise
+    photo.png         a photograph and the spectrograms of its soundscape
+and copies of what other scripts drew, if they did: soundscapes.png, near_duplicates.png,
+out_of_distribution.png, ratings.png and sheet.png. All images are chosen by their index."""
 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from torch import Tensor
 
-from common.cli import command_line
+from common.cli import Limit, command_line
 from common.files import write_file
-from common.media import draw_spectrogram
+from common.media import pyplot
 from data import Digits, default_root, load_digits
 from data.resize import upsample
 from evaluation.imagine import imagine, load_refiner
 from evaluation.metrics import predict_labels
+from models.late_blind import LateBlind
+from tools.translate import draw_spectrogram
 from training.figures import first_of_each_class, save_labelled_rows
 from training.run import read_log, read_metrics
-from training.upstream import load_judge, load_model
+from training.upstream import load_judge, stage_folders
 from vggish import SAMPLE_RATE
 from voice_translator import Encoding, VoiceTranslator
 
-IMS = Path(__file__).parent
-COPIED = (
-    "train_vggish/soundscapes.png",
-    "controls/twins.png",
-    "controls/unheard.png",
-    "encodings/ratings.png",
-    "encodings/sheet.png",
-)
+LARGEST = 300_000  # bytes of a copied picture
 
 
 @dataclass(frozen=True)
 class Config:
-    results: Path = Path("results")
-    published: str = "train_all_published"  # the run with the published objective
-    consistent: str = "train_all"  # the run with the sound-consistent one
-    refine_steps: int = 8  # steps of them, for their picture
-    out: Path = IMS
+    results: Path = Path("results")  # The folder of all runs.
+    published: str = "train_all"  # Name of the run with the published objective.
+    # Name of the run with the sound-consistent objective.
+    consistent: str = "train_all_sound_consistent"
+    refine_steps: Annotated[int, Limit(1)] = 8  # Steps of latent refinement, for refined.png.
+    out: Path = Path(__file__).parent.parent / "ims"  # The folder to write into.
+    # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
 
 
 def main(config: Config) -> None:
-    names = {"published objective": config.published, "sound-consistent": config.consistent}
-    models = {
-        title: load_model(config.results / name / "checkpoint.pt") for title, name in names.items()
+    """Draw all pictures."""
+    runs = {
+        "published": config.results / config.published,
+        "sound-consistent": config.results / config.consistent,
     }
-    dataset = models["sound-consistent"][3]
-    test = load_digits(dataset, "test", config.data_root, "cpu")
+    models = {title: LateBlind.load(run) for title, run in runs.items()}
+    model = models["sound-consistent"]
+    test = load_digits(model.dataset, "test", config.data_root, "cpu")
     shown = first_of_each_class(test.labels, 1)[:, 0]
-    digits = Digits(test.images[shown], test.labels[shown])
-    rows = {"heard": upsample(digits.images)}
-    for title, (ear, network, generator, _) in models.items():
-        rows[title] = imagine(ear, network, generator, digits.images)[0]
+    images = test.images[shown]
+    rows = {"heard": upsample(images)}
+    rows |= {title: imagine(each, images)[0] for title, each in models.items()}
     save_labelled_rows(config.out / "imagined.png", list(rows), list(rows.values()))
-    draw_overview(
-        config.out / "overview.png",
-        models["sound-consistent"],
-        digits.images[2:3],
-        rows["sound-consistent"][2],
-    )
-    draw_second_thoughts(config, config.out / "refine_steps.png", models["sound-consistent"], test)
-    train = load_digits(dataset, "train", config.data_root, "cpu")
-    folders = {title: config.results / name for title, name in names.items()}
-    draw_epochs(config.out / "epochs.png", folders, len(train.labels))
-    for picture in COPIED:
-        source = config.results / picture
-        if source.exists():
-            write_file(
-                config.out / source.name, lambda path, source=source: copy_small(source, path)
-            )
+    draw_overview(config.out / "overview.png", model, images[2:3], rows["sound-consistent"][2])
+    draw_refined(config, model, test)
+    train = load_digits(model.dataset, "train", config.data_root, "cpu")
+    draw_epochs(config.out / "epochs.png", runs, len(train.labels))
     samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
-    write_file(config.out / "samples.png", lambda path: save_small(samples, path))
+    controls = runs["sound-consistent"] / "controls"
+    for source, name in (
+        (samples, "samples.png"),
+        (config.results / "train_vggish" / "soundscapes.png", "soundscapes.png"),
+        (controls / "near_duplicates.png", "near_duplicates.png"),
+        (controls / "out_of_distribution.png", "out_of_distribution.png"),
+        (config.results / "encodings" / "ratings.png", "ratings.png"),
+        (config.results / "encodings" / "sheet.png", "sheet.png"),
+    ):
+        if source.exists():
+            write_file(config.out / name, lambda path, source=source: copy_small(source, path))
     draw_photo(config.out / "photo.png")
 
 
-def draw_overview(path: Path, model: tuple, image: torch.Tensor, imagined: torch.Tensor) -> None:
-    """The whole model on one test digit: `(1, 28, 28)` uint8, and `(1, 64, 64)` in [-1, 1] imagined
-    from its sound."""
-    ear, network, _, _ = model
+def draw_overview(path: Path, model: LateBlind, image: Tensor, imagined: Tensor) -> None:
+    """Draw the steps of the model for one image.
+
+    Args:
+        path: of the picture.
+        model: a trained model.
+        image: `(1, 28, 28)` uint8.
+        imagined: `(1, 64, 64)` in [-1, 1], from its sound.
+    """
+    front_end = model.front_end
     with torch.no_grad():
-        sound = ear.translator(image)
-        logmel = ear.log_mel(sound)
-        embedding = network.embed(logmel)
-    figure, axes = plt.subplots(
+        sound = front_end.translator(image)
+        logmel = front_end.log_mel(sound)
+        embedding = model.embed(logmel)
+    figure, axes = pyplot().subplots(
         1, 5, figsize=(13, 2.7), width_ratios=(1, 1.5, 1.3, 0.8, 1), layout="constrained"
     )
     figure.get_layout_engine().set(w_pad=0.25)
     axes[0].imshow(image[0], cmap="gray", vmin=0, vmax=255)
-    axes[0].set_title("an image")
-    seconds = torch.arange(sound.shape[1]) / ear.encoding.sample_rate
+    axes[0].set_title("image")
+    seconds = torch.arange(sound.shape[1]) / front_end.encoding.sample_rate
     axes[1].plot(seconds, sound[0], linewidth=0.2, color="black")
-    axes[1].set(title="its soundscape: the vOICe", xlabel="s", ylim=(-1, 1), yticks=())
-    extent = (0, ear.frames * ear.hop / SAMPLE_RATE, 0, 64)
+    axes[1].set(title="soundscape", xlabel="s", ylim=(-1, 1), yticks=())
+    extent = (0, front_end.frames * front_end.hop / SAMPLE_RATE, 0, 64)
     axes[2].imshow(
-        logmel[0, 0].T,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        vmin=-4.6,
-        vmax=3,
+        logmel[0, 0].T, origin="lower", aspect="auto", cmap="magma", vmin=-4.6, vmax=3,
         extent=extent,
-    )
-    axes[2].set(title="what VGGish hears: a log-mel", xlabel="s", yticks=())
+    )  # fmt: skip
+    axes[2].set(title="log-mel", xlabel="s", yticks=())
     axes[3].imshow(embedding.reshape(10, 10), cmap="coolwarm", vmin=-3, vmax=3)
-    axes[3].set_title("100 numbers")
+    axes[3].set_title("embedding")
     axes[4].imshow(imagined[0], cmap="gray", vmin=-1, vmax=1)
-    axes[4].set_title("what the DCGAN imagines")
+    axes[4].set_title("imagined image")
     for axis in (axes[0], axes[3], axes[4]):
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=(), yticks=())
     for axis in axes[1:]:
-        axis.annotate("→", (0, 0.5), (-0.02, 0.5), xycoords="axes fraction", fontsize=16, ha="right", va="center",
-                      annotation_clip=False)  # fmt: skip
+        axis.annotate("→", (0, 0.5), (-0.02, 0.5), xycoords="axes fraction", fontsize=16,
+                      ha="right", va="center", annotation_clip=False)  # fmt: skip
     save(path, figure)
 
 
-def draw_second_thoughts(config: Config, path: Path, model: tuple, digits: Digits) -> None:
-    """Of each class, the first digit of which the judge then reads another digit, for better or
-    worse; prints how many."""
-    ear, network, generator, dataset = model
-    judge = load_judge(config.results, dataset, torch.device("cpu"))
-    thoughts = (config.results, config.refine_steps)
-    refiner = load_refiner(*thoughts, ear, generator, dataset, torch.device("cpu"))
-    drawn = [
-        imagine(ear, network, generator, digits.images, refiner=again)[0]
-        for again in (None, refiner)
-    ]
+def draw_refined(config: Config, model: LateBlind, digits: Digits) -> None:
+    """Draw the first image of each class that the judge cnn classifies otherwise after latent
+    refinement, for better or worse; print how many there are."""
+    folders = stage_folders(config.results / config.consistent)
+    judge = load_judge(folders["judge_cnn"], model.dataset)
+    refiner = load_refiner(folders, config.refine_steps, model, torch.device("cpu"))
+    drawn = [imagine(model, digits.images, refiner=each)[0] for each in (None, refiner)]
     before, after = (predict_labels(judge, images) for images in drawn)
-    changed, better, worse = before != after, after == digits.labels, before == digits.labels
+    changed, right_now, right_before = (
+        before != after,
+        after == digits.labels,
+        before == digits.labels,
+    )
     print(
-        f"after thinking again the judge reads {changed.sum()} of {len(changed)} as another digit: "
-        f"{(changed & better).sum()} for better, {(changed & worse).sum()} for worse, "
-        f"{(changed & ~better & ~worse).sum()} still wrong"
+        f"latent refinement changes the judge's class of {changed.sum()} of {len(changed)} images: "
+        f"{(changed & right_now).sum()} for better, {(changed & right_before).sum()} for worse, "
+        f"{(changed & ~right_now & ~right_before).sum()} from wrong to wrong"
     )
-    shown = torch.cat(
-        [torch.nonzero(changed & (digits.labels == digit))[:1, 0] for digit in range(10)]
-    )
+    classes = digits.labels.unique()
+    firsts = [torch.nonzero(changed & (digits.labels == label))[:1, 0] for label in classes]
+    shown = torch.cat(firsts)
     if len(shown):
-        rows = (upsample(digits.images[shown]), *(images[shown] for images in drawn))
-        save_labelled_rows(path, ["heard", "drawn at first", "after thinking again"], list(rows))
+        rows = [upsample(digits.images[shown]), *(images[shown] for images in drawn)]
+        save_labelled_rows(config.out / "refined.png", ["heard", "imagined", "refined"], rows)
 
 
-def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
-    """What the training classifier and the judge read right, and what finds its source, after every
-    epoch: over the sounds heard until then, as epochs are of any length; `images` where none was
-    given."""
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
+def draw_epochs(path: Path, runs: dict[str, Path], images: int) -> None:
+    """Draw accuracy and retrieval on the validation part over the sounds heard until then.
+
+    Args:
+        path: of the picture.
+        runs: label -> the folder of a run.
+        images: an epoch, where the run's settings name no number.
+    """
+    figure, axes = pyplot().subplots(1, 3, figsize=(10.5, 3), layout="constrained")
     panels = {
-        "accuracy": "read right by the classifier\nthat is to be pleased",
-        "judge_accuracy": "read right by the judge",
-        "retrieval": "finds its source among 1,000",
+        "accuracy": "right by the classifier\nof the training",
+        "judge_accuracy": "right by the judge cnn",
+        "retrieval": "retrieval among 1,000",
     }
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
-        for label, folder in folders.items():
-            heard = (read_metrics(folder)["config"]["images_per_epoch"] or images) / 1000
-            lines = read_log(folder / "log.jsonl")
-            x, y = (
-                [heard * line["epoch"] for line in lines],
-                [line[f"validation_{name}"] for line in lines],
-            )
-            axis.plot(x, y, ".-", label=label)
+        for label, run in runs.items():
+            heard = (read_metrics(run)["config"]["images_per_epoch"] or images) / 1000
+            lines = read_log(run / "log.jsonl")
+            x = [heard * line["epoch"] for line in lines]
+            axis.plot(x, [line[f"validation_{name}"] for line in lines], ".-", label=label)
         axis.set(title=title, xlabel="thousands of sounds heard", ylim=(-0.02, 1.02))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of the validation part")
@@ -183,40 +181,35 @@ def draw_epochs(path: Path, folders: dict[str, Path], images: int) -> None:
 
 
 def draw_photo(path: Path) -> None:
-    """scikit-learn's photograph of a temple (danielbuechele, flickr, CC BY 2.0) as the vOICe sounds
-    it, in stereo."""
+    """Draw scikit-learn's photograph of a temple (danielbuechele, flickr, CC BY 2.0) beside the
+    spectrograms of its stereo soundscape."""
+    from sklearn.datasets import load_sample_image
+
     encoding = Encoding.hificode(stereo=True)
     translator = VoiceTranslator(encoding)
-    photo = torch.from_numpy(
-        np.array(Image.fromarray(load_sample_image("china.jpg")).convert("L"))
-    )[None]
-    image = translator.resized(photo) / 255
+    grey = Image.fromarray(load_sample_image("china.jpg")).convert("L")
+    image = translator.resized(torch.from_numpy(np.array(grey))[None]) / 255
     hz = (encoding.lowest_hz, encoding.highest_hz)
     draw_spectrogram(path, image[0], translator(image)[0], encoding.sample_rate, hz, log=True)
     with Image.open(path) as drawn:
-        smaller = drawn.convert("RGB").resize(
-            (drawn.width * 7 // 10, drawn.height * 7 // 10), Image.Resampling.LANCZOS
-        )
+        size = (drawn.width * 7 // 10, drawn.height * 7 // 10)
+        smaller = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     write_file(path, lambda beside: smaller.save(beside, optimize=True))
 
 
-def save(path: Path, figure: plt.Figure) -> None:
+def save(path: Path, figure: Any) -> None:
+    """Write a figure, and close it."""
     write_file(path, lambda beside: figure.savefig(beside, dpi=110))
-    plt.close(figure)
+    pyplot().close(figure)
 
 
-def copy_small(source: Path, path: Path, most: int = 300_000) -> None:
-    """A copy; of a picture that has more than `most` bytes, in as many colours as fit."""
+def copy_small(source: Path, path: Path, most: int = LARGEST) -> None:
+    """Copy a picture. If it has more than `most` bytes, use as many colours as fit."""
     shutil.copyfile(source, path)
     for colours in (256, 128, 64, 32):
         if path.stat().st_size <= most:
             return
         Image.open(source).convert("RGB").quantize(colours).save(path, optimize=True)
-
-
-def save_small(grid: Path, path: Path) -> None:
-    """Ten by ten samples, in 256 grey levels."""
-    Image.open(grid).convert("L").save(path, optimize=True)
 
 
 if __name__ == "__main__":
