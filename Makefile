@@ -5,7 +5,7 @@ CONSTRAINTS ?= -c requirements-lock.txt
 PY := .venv/bin/python
 CONSISTENT := train_all_sound_consistent
 
-.PHONY: help install install-dev demo evaluate-demo test lint types bench reproduce reproduce-small compare app pictures
+.PHONY: help install install-dev demo evaluate-demo test lint types bench reproduce reproduce-small compare listening app pictures
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,13 @@ reproduce-small: install ## the same, narrower and shorter; for two cores. EMNIS
 
 compare: install ## rate encodings, quickly; for two cores. EMNIST= as above
 	$(PY) compare_encodings.py small $(EMNIST)
+
+listening: install node_modules ## the page of a listening test for people, on data that need no download
+	$(PY) listening_test.py demo
+
+node_modules: package.json package-lock.json
+	npm ci --no-audit --no-fund
+	touch $@
 
 app: .venv-app/installed ## draw, hear, see: a local page. Without a run it makes the demo first
 	@ls results/train_all*/metrics.json >/dev/null 2>&1 || $(MAKE) demo

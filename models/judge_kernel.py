@@ -12,6 +12,14 @@ from torch import Tensor, nn
 SIDE = 28  # pixels, to which images are shrunk
 
 
+def shrink(images: Tensor) -> Tensor:
+    """`(B, 1, 64, 64)` -> `(B, 1, 28, 28)`, bilinear and antialiased, in the same precision."""
+    # On the CPU the antialiased kernel has no half precision.
+    wide = images if images.dtype == torch.float64 else images.float()
+    small = F.interpolate(wide, (SIDE, SIDE), mode="bilinear", antialias=True)
+    return small.to(images.dtype)
+
+
 class KernelJudge(nn.Module):
     """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` scores, the largest for the class that
     is read.
@@ -35,7 +43,7 @@ class KernelJudge(nn.Module):
     def pixels(images: Tensor) -> Tensor:
         """`(B, 1, 64, 64)` -> `(B, 784)` of mean 0 and length 1, so that a grey digit is read like
         a white one."""
-        small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1)
+        small = shrink(images).flatten(1)
         return F.normalize(small - small.mean(1, keepdim=True), dim=1)
 
     def kernels(self, pixels: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIDE = 28  # pixels, to which images are shrunk
+from models.judge_kernel import SIDE, shrink
+
 PATCH, STRIDE = 10, 6  # pixels: 4 x 4 patches, each sharing 4 pixels with the next
 
 
@@ -41,8 +42,7 @@ class ViTJudge(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        # B x 1 x 28 x 28
-        small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
+        small = shrink(images)  # B x 1 x 28 x 28
         patches = F.unfold(small, PATCH, stride=STRIDE).transpose(1, 2)  # B x 16 x 100
         tokens = self.layers(self.embedding(patches) + self.position)  # B x 16 x width
         logits = self.classifier(self.norm(tokens).mean(1))  # B x classes

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,14 @@ def test_make_lists_its_targets_and_installs_nothing() -> None:
 def test_the_readme_links_every_page() -> None:
     text = (ROOT / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in text] == []
+
+
+def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> None:
+    runner = [sys.executable, str(ROOT / "tests" / "run_documented.py")]
+    command = [*runner, str(ROOT / "README.md"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for name in ("train_all", "train_all_sound_consistent"):
+        assert (tmp_path / "results" / name / "imagined.png").exists()
+    for name in ("photo.wav", "decoded.png", "imagined.png"):
+        assert (tmp_path / name).exists()

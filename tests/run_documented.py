@@ -1,0 +1,91 @@
+"""Run the Python commands of a page, as they are written there, with tiny settings.
+
+    python tests/run_documented.py README.md FOLDER
+
+FOLDER becomes the working directory. The command line is parsed as a user's; then data sets that
+need no download take the place of MNIST and EMNIST, and large numbers become small ones.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "epochs": 1, "joint_epochs": 1, "images_per_epoch": 96, "batch": 32, "width": 4, "cnn_epochs": 1,
+    "vit_epochs": 1, "kernel_centres": 50, "device": "cpu",
+}  # fmt: skip
+NO_DOWNLOAD = {"mnist": "handwritten", "emnist": "printed"}
+# Commands that are not run here, and where they are tested.
+ELSEWHERE = {
+    "compare_encodings.py": "tests/test_compare_encodings.py",
+    "listening_test.py": "tests/test_listening_test.py",
+    "app.py": "tests/test_app.py",
+    "tools.export": "tests/test_export.py",
+    "tools.draw_readme": "tests/test_draw.py",
+    "benchmarks": "tests/test_benchmarks.py",
+    "pytest": "the tests themselves",
+    "venv": "the Makefile",
+    "quadratic": "tests/test_extending.py",
+    "shapes": "tests/test_extending.py",
+}
+
+
+def shrink(config: Any) -> Any:
+    """The settings of a command, made tiny."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    changes = {name: value for name, value in TINY.items() if name in fields}
+    if getattr(config, "dataset", None) in NO_DOWNLOAD:
+        changes["dataset"] = NO_DOWNLOAD[config.dataset]
+    return dataclasses.replace(config, **changes)
+
+
+def main(page: Path, folder: Path) -> None:
+    """Run the commands of `page` in `folder`."""
+    from test_docs import commands
+
+    os.chdir(folder)
+    picture = np.zeros((40, 60), np.uint8)
+    picture[10:30, 20:40] = 255
+    for name in ("photo.jpg", "photo.png", "my.png"):
+        Image.fromarray(picture).save(name)
+    torch.set_num_threads(1)
+
+    import common.cli
+
+    parse = common.cli.parse
+    common.cli.parse = lambda *arguments: shrink(parse(*arguments))
+    stages = ("train_", "mnist_", "emnist_")  # they come first, as `make demo` does in the README
+    found = commands(page.read_text())
+    found.sort(key=lambda command: "--" in command or not command.startswith(stages))
+    for command in found:
+        if any(word in command for word in ELSEWHERE):
+            continue
+        words = shlex.split(command, comments=True)
+        words = [name for word in words for name in (glob.glob(word) or [word])]
+        print(f"== {command}", flush=True)
+        module = words[0] == "-m"
+        target = words[1] if module else str(ROOT / words[0])
+        sys.argv = [target, *words[2 if module else 1 :]]
+        try:
+            run = runpy.run_module if module else runpy.run_path
+            run(target, run_name="__main__")
+        except SystemExit as stopped:
+            if stopped.code and not re.search("--help", command):
+                raise
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT / "tests"))
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
