@@ -1,163 +1,128 @@
-"""A machine rates image-to-sound encodings: each is learned, imagined with and rated over several
-seeds, beside the primary.
+"""Rate image-to-sound encodings: train the model with each of them, and compare the ratings.
 
-    python compare_encodings.py                    # the full schedule; for a GPU
-    # narrower and shorter, for two cores; its minutes are in the README
-    python compare_encodings.py --quick
-    python compare_encodings.py --quick --only primary tanh linear mel --seeds 0 1 2 3 4
-    # a second process, on another GPU, shares the work through the folder
-    python compare_encodings.py --device cuda:1
+    python compare_encodings.py             # all encodings, three seeds; for a GPU
+    python compare_encodings.py small       # a preset: narrower and shorter, for two cores
+    python compare_encodings.py demo        # two encodings, two seeds, and no download
+    python compare_encodings.py small --only primary tanh mel --seeds 0 1 2 3 4
 
-An encoding and a seed are a cell: stage one learns to hear it, stage three to imagine, and
-`evaluate.py` rates the result. Stage two is trained once and shared by all, as are the judges.
-Beside the learned listener stands a linear inverse from the log-mel to the image, so that a
-weakness of the listener is not taken for one of the sound.
+The encodings stand in evaluation/encodings.py. An encoding with a seed is a trial: stage one learns
+to hear it, stage three to imagine, and the result is rated. Stage two and the judges are trained
+once for all. A linear decoder shows how much of the image each sound holds.
 
-Writes `results/encodings/`:
+It writes `results/encodings/`:
+    conclusions.md           a table for each rating: means, differences to the primary encoding, p
     comparison.csv           a row for each encoding and seed
-    conclusions.md           what can be concluded from it, and what cannot
-    ratings.png, sheet.png   the ratings with their intervals; the same ten test digits under every encoding
+    ratings.png, sheet.png   the ratings; the same test digits under every encoding
     memory-<key>/            a results folder with stage two and the judges
-    <name>-<key>/<seed>/     a results folder with stages one and three, and their rating in evaluation/
-    <name>-<key>/linear/     the linear inverse
-A key stands for the settings. It can be stopped at any time, and the same command goes on; a
-finished cell is never run again. An encoding that is new in the header runs alone; another
-schedule, objective or rating runs all cells anew. Tables and pictures show what the last command
-named: to see all, name all at the end, which takes seconds."""
+    <name>-<key>/<seed>/     a results folder with stages one and three, and output.txt
+    <name>-<key>/linear/     the linear decoder
 
-import sys
+Time of each preset:
+    published   not measured
+    small       two cores: 1 h 51 min with two workers, 3 to 8 minutes a trial; GPU: not measured
+    demo        two cores: DEMO; GPU: not measured
+
+A key stands for the settings; settings.json holds them. After Ctrl-C the same command continues,
+and a finished trial never runs again. The tables show all encodings in the folder that are finished
+with these settings and seeds, and the correction counts them."""
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from common.cli import command_line, validate_settings
-from common.files import UserError
+import emnist_dcgan
+import evaluate
+import mnist_classify_train
+import train_all
+import train_vggish
+from common.cli import Count, command_line
 from data import default_root
-from emnist_dcgan import Config
-from evaluate import Config
-from evaluation.sweep import BASELINE, Condition, run_missing
-from mnist_classify_train import Config
-from train_all import Config
-from train_vggish import Config
-from voice_translator import Encoding
-
-ENCODINGS: dict[str, Condition] = {
-    BASELINE: Condition(),
-    "longer": Condition(
-        Encoding(seconds=2.0)
-    ),  # as it is heard: 208 frames, so the network is larger too
-    "longer_in_112_frames": Condition(
-        Encoding(seconds=2.0), hop=305
-    ),  # as many frames a column, and the primary's network
-    "primary_in_208_frames": Condition(
-        frames=208
-    ),  # the larger network, and silence: what the network alone brings
-    "tanh": Condition(Encoding(curve="tanh")),
-    "middle": Condition(
-        Encoding(pitch_position="middle")
-    ),  # where the high pitch sits; the primary's is on top
-    "bottom": Condition(Encoding(pitch_position="bottom")),
-    "linear": Condition(Encoding(curve="linear")),
-    "mel": Condition(Encoding(curve="mel")),
-    "500_to_5000_hz": Condition(Encoding(lowest_hz=500.0, highest_hz=5000.0)),
-    "contrast_0": Condition(Encoding(contrast=0.0)),
-    "64_by_64": Condition(Encoding(rows=64, columns=64)),
-}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The headers of the stages, as each script has them; the seed, the places and the encoding are
-    filled in."""
-
-    hear: Config = Config()
-    read: Config = Config()
-    remember: Config = Config()
-    imagine: Config = Config(batch=32, epochs=7, joint_epochs=6, joint_learning_rate=1e-3)
-    rate: Config = Config(judges_epochs=8, judges_batch=128)
-    # from which the linear inverse is made; its memory grows with their square, here 2 GB
-    linear_images: int = 10_000
-
-
-FULL = Schedule()  # the published schedule, and that of the sound-consistent objective beside it
-
-
-QUICK = Schedule(
-    hear=Config(width=16, epochs=2, images_per_epoch=10_000, batch=32, learning_rate=1e-3, late_epoch=2),
-    read=Config(rotation=10, learning_rate=0.02, epochs=4, late_epoch=4, judge_epochs=3),
-    remember=Config(
-        width=32, epochs=5, images_per_epoch=6400, batch=32, learning_rate=1e-3, discriminator_learning_rate=2e-4,
-        instance_noise=0.5,
-    ),
-    imagine=Config(batch=32, epochs=3, joint_epochs=2, images_per_epoch=6_000, joint_learning_rate=1e-3),
-    rate=Config(judges_epochs=2, judges_batch=128),
-    linear_images=5_000,
-)  # fmt: skip
-
-
-OBJECTIVES = {
-    "sound-consistent": {
-        "sound_consistency": 1.0, "distance": "multiscale", "loudness_fraction": 0.8, "rehearsal": 5.0, "detail": 10.0,
-        "grey": 1.0, "generator_lr_scale": 0.2, "dropout": False, "augmentation": 0.5, "classifier_augmentation": 1.0,
-    },
-    "published": {},  # train_all.py's default
-}  # fmt: skip
+from evaluation.encodings import BASELINE, ENCODINGS
+from evaluation.sweep import Schedule, Sweep, run_sweep
 
 
 @dataclass(frozen=True)
 class Config:
-    # what is compared
-    only: tuple[str, ...] = ()  # names in ENCODINGS, this script's header; empty: all
-    seeds: tuple[int, ...] = (
-        0,
-        1,
-        2,
-    )  # of stages one and three; with one, nothing can be concluded
-    # of stage three, on one schedule
+    # -- comparison
+    only: tuple[str, ...] = ()  # Names in evaluation/encodings.py. Empty: all.
+    # Seeds of stages one and three. With one seed no difference can be tested.
+    seeds: tuple[int, ...] = (0, 1, 2)
+    # Objective of stage three: its preset of this name.
     objective: Literal["sound-consistent", "published"] = "sound-consistent"
 
-    # what it costs, and the memory that all share
-    quick: bool = False  # QUICK, above, not FULL
-    # of EMNIST. Published: mnist
+    # -- stages
+    # Presets of the stages. The one named `small` is made shorter here; see SHORTER.
+    stages: Literal["published", "small", "demo"] = "published"
+    # Of EMNIST. Published: mnist.
     split: Literal["mnist", "digits", "byclass", "bymerge", "balanced", "letters"] = "mnist"
-    file: Literal["train", "test"] = "train"  # of EMNIST: which of its two official files
+    # Which of EMNIST's two official files to learn from.
+    emnist_part: Literal["train", "test"] = "train"
 
-    # the run
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    data_root: Path = field(default_factory=default_root)  # torchvision's folder; also $LISTEN_DATA
-    results: Path = Path("results")  # the folder of all runs
-
-
-def main(config: Config) -> list[dict[str, Any]]:
-    """Run what is not there yet, and compare; returns the rows of comparison.csv."""
-    if processes.launched() > 1:
-        raise UserError(
-            "torchrun would have all processes run the same cell; start this script once for each GPU."
-        )
-    try:
-        return run_missing(config)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.", file=sys.stderr)
-        sys.exit(130)
+    # -- run
+    # Trials that run at a time. None: one for each GPU, or one. Workers without a GPU share the
+    # cores; the last bits of a number depend on the cores of a worker.
+    workers: Count | None = None
+    device: str = "auto"  # auto (each worker has its own GPU), cpu, cuda or cuda:1.
+    # The folder of the data sets; also $LISTEN_DATA.
+    data_root: Path = field(default_factory=default_root)
+    results: Path = Path("results")  # The folder of all runs.
 
 
-def scheduled(config: Config) -> Schedule:
-    schedule = QUICK if config.quick else FULL
-    schedule = replace(
-        schedule,
-        imagine=replace(schedule.imagine, **OBJECTIVES[config.objective]),
-        remember=replace(schedule.remember, split=config.split, file=config.file),
+PRESETS = {
+    "published": Config(),
+    "small": Config(stages="small"),
+    "demo": Config(stages="demo", only=(BASELINE, "tanh"), seeds=(0, 1)),
+}
+
+# Preset of the stages -> objective -> preset of train_all.py.
+JOINT = {
+    "published": {"sound-consistent": "sound-consistent", "published": "published"},
+    "small": {"sound-consistent": "small-sound-consistent", "published": "small"},
+    "demo": {"sound-consistent": "sound-consistent", "published": "demo"},
+}
+# What `small` has shorter than the stages' own presets, because stages one and three are trained
+# again for each encoding and seed.
+SHORTER: dict[str, dict[str, Any]] = {
+    "vggish": {"epochs": 2, "images_per_epoch": 10_000, "batch": 32, "late_epoch": 2},
+    "classifier": {"epochs": 4, "late_epoch": 4, "cnn_epochs": 3, "vit_epochs": 2},
+    "joint": {"epochs": 3, "joint_epochs": 2, "images_per_epoch": 6000, "batch": 32},
+}
+
+
+def schedule_of(config: Config) -> Schedule:
+    """The settings of the stages, from their presets."""
+    gan = emnist_dcgan.PRESETS[config.stages]
+    schedule = Schedule(
+        vggish=train_vggish.PRESETS[config.stages],
+        classifier=mnist_classify_train.PRESETS[config.stages],
+        gan=replace(gan, split=config.split, emnist_part=config.emnist_part),
+        joint=train_all.PRESETS[JOINT[config.stages][config.objective]],
+        evaluation=evaluate.Config(),
     )
-    for header in (
-        schedule.hear,
-        schedule.read,
-        schedule.remember,
-        schedule.imagine,
-        schedule.rate,
-    ):
-        validate_settings(header)
+    if config.stages == "small":
+        shorter = {name: replace(getattr(schedule, name), **one) for name, one in SHORTER.items()}
+        schedule = replace(schedule, **shorter, linear_images=5000)
     return schedule
 
 
+def main(config: Config) -> list[dict[str, Any]]:
+    """Run the trials that are not finished, and compare; returns the rows of comparison.csv."""
+    schedule = schedule_of(config)
+    mains = {
+        "vggish": train_vggish.main,
+        "classifier": mnist_classify_train.main,
+        "gan": emnist_dcgan.main,
+        "joint": train_all.main,
+        "evaluation": evaluate.main,
+    }
+    where = config.data_root, config.results
+    sweep = Sweep(ENCODINGS, config.only, config.seeds, schedule, mains, *where)
+    gan = schedule.gan.dataset
+    gan += f" ({config.split}, {config.emnist_part})" if gan == "emnist" else ""
+    title = f"Presets: {config.stages}. Objective: {config.objective}. "
+    title += f"Heard: {schedule.vggish.dataset}. GAN: {gan}."
+    return run_sweep(sweep, config.workers, config.device, title)
+
+
 if __name__ == "__main__":
-    command_line(Config, main, __doc__)
+    command_line(Config, main, __doc__, PRESETS)

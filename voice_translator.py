@@ -92,7 +92,7 @@ if TYPE_CHECKING:
 else:
     Curve = Literal[tuple(CURVES)]
 CHOICES = {
-    "curve": tuple(CURVES),
+    "curve": CURVES,
     "pitch_position": ("top", "middle", "bottom"),
     "window": ("rectangular", "spline"),
 }
@@ -151,7 +151,8 @@ class Encoding:
                 object.__setattr__(self, name, value)
             least = 2 if name == "grey_levels" else 1
             if name in CHOICES:
-                valid, wanted = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+                choices = tuple(CHOICES[name])
+                valid, wanted = value in choices, f"one of {', '.join(choices)}"
             elif isinstance(default, bool):
                 valid, wanted = isinstance(value, bool), "True or False"
             elif isinstance(default, float):
@@ -551,7 +552,7 @@ class VoiceTranslator(ConstantModule):
             images = torch.tensor(images, device=self.bank.device)
         if not isinstance(images, Tensor):
             raise ValueError(
-                f"images are a {type(images).__name__}; the translator takes a tensor or a NumPy "
+                f"images are {type(images).__name__}; the translator takes a tensor or a NumPy "
                 "array of (B, H, W) or (B, 1, H, W)."
             )
         if images.dim() == 4 and images.shape[1] == 1:
@@ -638,21 +639,25 @@ def _ears(encoding: Encoding) -> Tensor:
     float64, bottom row first."""
     hz, phases = encoding.frequencies()[:, None], encoding.phases()[:, None]
     seconds = torch.arange(encoding.samples, dtype=torch.float64) / encoding.sample_rate
-    left = torch.sin(2 * math.pi * hz * seconds + phases)
+    ears = torch.empty(1 + encoding.stereo, encoding.rows, encoding.samples, dtype=torch.float64)
+    # In place throughout, as most of the time goes into new memory.
+    torch.mul(2 * math.pi * hz, seconds, out=ears[0]).add_(phases).sin_()
     if not encoding.stereo:
-        return left[None]
+        return ears
     # The scan goes from 0 at the left to 1 at the right, 60 degrees to either side.
     scanned = torch.arange(encoding.samples, dtype=torch.float64) / max(encoding.samples - 1, 1)
     azimuth = (scanned - 0.5) * 2 * math.pi / 3  # radians
     # Metres further to the right ear; negative: nearer.
     detour = 0.5 * HEAD_METRES * (azimuth + azimuth.sin())
     arrival = seconds + detour / SOUND_METRES_A_SECOND
-    right = torch.where(arrival < 0, 0, torch.sin(2 * math.pi * hz * arrival + phases))
+    torch.mul(2 * math.pi * hz, arrival, out=ears[1]).add_(phases).sin_()
+    ears[1].masked_fill_(arrival < 0, 0)
     # Of the far ear, by diffraction around the head.
-    shade = (SOUND_METRES_A_SECOND / hz / detour.abs()).clamp(max=1)
-    left *= torch.where(azimuth < 0, 1, shade) * (1 - 0.7 * scanned)
-    right *= torch.where(azimuth < 0, shade, 1) * (0.3 + 0.7 * scanned)
-    return torch.stack([left, right])
+    shade = (SOUND_METRES_A_SECOND / hz / detour.abs()).clamp_(max=1)
+    left, right = azimuth >= 0, azimuth < 0  # where this ear is the far one
+    for ear, far, fade in ((0, left, 1 - 0.7 * scanned), (1, right, 0.3 + 0.7 * scanned)):
+        ears[ear] *= torch.where(far, shade, 1) * fade
+    return ears
 
 
 def _pole(encoding: Encoding) -> float:
@@ -853,8 +858,9 @@ def find_start(recording: Tensor, encoding: Encoding) -> int:
     best = int(fit.argmax())
     far = np.abs(np.arange(starts) - best) > encoding.sample_rate / 1000
     rival = fit[far].max(initial=0.0)
-    if fit[best] < 0.5 or rival > 0.9 * fit[best]:
-        several = "in several places" if fit[best] >= 0.5 else "nowhere"
+    least = max(0.35, 5 / math.sqrt(2 * encoding.rows * encoding.columns))  # of noise, it is less
+    if fit[best] < least or rival > 0.9 * fit[best]:
+        several = "in several places" if fit[best] >= least else "nowhere"
         raise ValueError(
             f"a soundscape of this encoding fits {several} in the recording; cut the recording to "
             f"its {encoding.samples} samples, or give another encoding."

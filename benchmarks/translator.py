@@ -172,7 +172,8 @@ def main(config: Config) -> dict[str, list[float]]:
 
     print(f"{device_name(cpu)}, torch {torch.__version__}" + _gpu_name())
     print(
-        "| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s (spread) | times NumPy |"
+        "| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s "
+        "(spread) | times NumPy |"
     )
     print("|---|---|---|")
     middle = {name: statistics.median(rate) for name, rate in rates.items()}
@@ -182,8 +183,10 @@ def main(config: Config) -> dict[str, list[float]]:
     work, bank = 2 * 3 * HIFICODE.rows * 2 * HIFICODE.samples, basis.numel() * 4
     rate, bandwidth = statistics.median(flops), statistics.median(bytes_read)
     print(
-        f"the most that this CPU could do of stereo hificode: in batches {rate / work:,.0f} images/s, by its matrix rate "
-        f"({rate / 1e9:.0f} GFLOP/s; {work / 1e6:.0f} MFLOP an image); one by one {bandwidth / bank:,.0f}, "
+        f"the most that this CPU could do of stereo hificode: in batches {rate / work:,.0f} "
+        "images/s, by its matrix rate "
+        f"({rate / 1e9:.0f} GFLOP/s; {work / 1e6:.0f} MFLOP an image); one by one "
+        f"{bandwidth / bank:,.0f}, "
         f"by reading the bank ({bandwidth / 1e9:.1f} GB/s; {bank / 1e6:.0f} MB)"
     )
     for name, e, batch in (
@@ -193,7 +196,8 @@ def main(config: Config) -> dict[str, list[float]]:
         output = batch * (2 if e.stereo else 1) * e.samples * 4 / 2**20
         bank = VoiceTranslator(e).bank.numel() * 4 / 2**20
         print(
-            f"memory, {name}: {peak_mebibytes(e, batch):.0f} MiB at the peak, beside the translator's bank of {bank:.0f}; "
+            f"memory, {name}: {peak_mebibytes(e, batch):.0f} MiB at the peak, beside the "
+            f"translator's bank of {bank:.0f}; "
             f"the output is {output:.0f}"
         )
     return rates

@@ -142,7 +142,12 @@ def escape_controls(text: str) -> str:
 
 def parse(config_type: type, default: Any, arguments: list[str], description: str | None) -> Any:
     """The settings of a command line, an instance of `config_type`. `--help` shows them in the
-    header's own groups."""
+    header's own groups. A `~` at the start of a value is the home folder, also in `--flag=~/x`."""
+    home = str(Path.home())
+    arguments = [
+        re.sub(r"^(--?[\w.-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, argument)
+        for argument in arguments
+    ]
     groups = setting_groups(config_type)
     if not groups:
         return tyro.cli(config_type, default=default, args=arguments, description=description)
@@ -233,9 +238,13 @@ def validate_settings(config: Any) -> None:
     """Refuse settings out of their range, and names that no folder can have or that libraries in C
     cannot open.
 
+    A header whose `any_file_name` is true opens its files by Python alone: then names that are no
+    UTF-8 are allowed.
+
     Raises:
         UserError: with the first of these, as a flag.
     """
+    refused = ("Cc",) if getattr(config, "any_file_name", False) else ("Cc", "Cs")
     hints = get_type_hints(type(config), include_extras=True)
     for name, value in vars(config).items():
         flag = f"--{name.replace('_', '-')} is {value}"
@@ -246,7 +255,7 @@ def validate_settings(config: Any) -> None:
             )
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str | Path) and any(
-                unicodedata.category(letter) in ("Cc", "Cs") for letter in str(text)
+                unicodedata.category(letter) in refused for letter in str(text)
             ):
                 raise UserError(
                     f"{flag}, which holds a control character or is no UTF-8; give another name."

@@ -1,8 +1,10 @@
 """Picture and sound files: safe reading of untrusted files, and atomic writing."""
 
 import glob
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,18 @@ from torch import Tensor
 
 from common.files import UserError, write_file
 
-# of a picture; a larger one is refused before it is decoded, which takes up to 28 bytes a pixel
+# A larger picture is refused before it is decoded, which takes up to 28 bytes a pixel.
 MAX_PIXELS = 64_000_000
-# What is read; others, such as EPS, would start another program, or are of no use.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+# The formats that are read. Others are of no use, or start another program, as EPS does.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")
 SOUNDS = (".wav", ".flac")
-DRAWINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # that Matplotlib writes
-IMAGES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".pgm",
-)  # that are written of grey levels
+DRAWINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # Matplotlib writes these.
+# Grey levels are written in these.
+IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm")
+# A recording may be longer than its soundscape by so many seconds.
+MAX_EXTRA_SECONDS = 20
+UNCOMPRESSED = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+WHITE_IS_ZERO = 0  # of TIFF's tag 262
 
 
 def pyplot() -> Any:
@@ -50,26 +47,21 @@ def find_pictures(names: Iterable[Path]) -> list[Path]:
     found = []
     for name in names:
         if name.is_dir():
-            known = [
-                ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS
-            ]
-            shown = (
-                path for path in name.iterdir() if not path.name.startswith(".")
-            )  # macOS hides what are no pictures
-            these = sorted(
-                path for path in shown if path.suffix.lower() in known and path.is_file()
-            )
+            known = [end for end, kind in Image.registered_extensions().items() if kind in FORMATS]
+            # macOS hides files beside pictures that are no pictures.
+            shown = (path for path in name.iterdir() if not path.name.startswith("."))
+            these = [path for path in shown if path.suffix.lower() in known and path.is_file()]
         elif name.is_file():
             these = [name]
         else:
-            these = sorted(
-                Path(path) for path in glob.glob(str(name), recursive=True) if Path(path).is_file()
-            )
+            matches = map(Path, glob.glob(str(name), recursive=True))
+            these = [path for path in matches if path.is_file()]
         if not these:
             raise UserError(
-                f"{name} names no picture; give a picture, a folder of pictures, or a glob in quotes."
+                f"{name} names no picture; give a picture, a folder of pictures, or a glob in "
+                "quotes."
             )
-        found += these
+        found += sorted(these)
     return list(dict.fromkeys(found))
 
 
@@ -82,14 +74,11 @@ def read_picture(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; give a picture.")
-    Image.init()
     try:
-        with Image.open(
-            path, formats=[kind for kind in FORMATS if kind in Image.OPEN]
-        ) as picture:  # reads the header only
+        with Image.open(path, formats=_formats(path)) as picture:  # reads the header only
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return torch.from_numpy(_grey(ImageOps.exif_transpose(picture), path))
+            return torch.from_numpy(_grey(picture, path))
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller."
@@ -98,30 +87,61 @@ def read_picture(path: Path) -> Tensor:
         raise
     except Exception as error:  # a damaged picture raises any of a dozen types
         raise UserError(
-            f"{path} is damaged, or no picture that Pillow reads; save it anew, such as PNG."
+            f"{path} is damaged, or no picture that Pillow reads; save it again, as PNG."
         ) from error
 
 
+def _formats(path: Path) -> list[str]:
+    """The formats that `path` may have. Nothing in the file itself says that it is a TGA."""
+    Image.init()
+    wanted = [kind for kind in FORMATS if kind in Image.OPEN]
+    return [kind for kind in wanted if kind != "TGA" or path.suffix.lower() == ".tga"]
+
+
 def _grey(picture: Image.Image, path: Path) -> np.ndarray:
-    if picture.mode.startswith("I"):  # 16 bits, whose conversion Pillow cuts off at 255
-        wide = np.asarray(picture).astype(np.int32)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise UserError(
-                f"{path} has levels below 0 or above 65,535, the white of 16 bits; scale it to 16 bits."
-            )
-        if 0 < wide.max() < 8192:
-            print(
-                f"{path}: its brightest level is {wide.max()} of 65,535, so it is faint; scale it if that is its white"
-            )
-        return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    """The grey levels of a picture, `(H, W)` uint8, upright."""
     if picture.mode == "F":
         raise UserError(
             f"{path} has floating-point pixels, and so no agreed white; save it in 8 or 16 bits."
         )
-    if picture.has_transparency_data:
-        opaque = Image.new("RGBA", picture.size, "black")
-        picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
-    return np.array(picture.convert("RGB").convert("L"))
+    if not picture.mode.startswith("I"):
+        _scale_transparency(picture)
+        picture = ImageOps.exif_transpose(picture)
+        if picture.has_transparency_data:
+            opaque = Image.new("RGBA", picture.size, "black")
+            picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
+        return np.array(picture.convert("RGB").convert("L"))
+    # 16 bits, which Pillow's conversion cuts off at 255.
+    transparent = picture.info.get("transparency")
+    negative = getattr(picture, "tag_v2", {}).get(262) == WHITE_IS_ZERO
+    wide = np.array(ImageOps.exif_transpose(picture)).astype(np.int32)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise UserError(
+            f"{path} has levels below 0 or above 65,535, the white of 16 bits; scale it to 16 bits."
+        )
+    if negative:
+        wide = 65535 - wide
+    if transparent is not None:
+        wide[wide == transparent] = 0
+    if 0 < wide.max() < 8192:
+        print(
+            f"{path}: its brightest level is {wide.max()} of 65,535, so it is faint; scale it if "
+            "that is its white"
+        )
+    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _scale_transparency(picture: Image.Image) -> None:
+    """Scale the transparent colour of a PNG as Pillow scales its pixels: from 2, 4 or 16 bits to
+    8."""
+    colour = picture.info.get("transparency")
+    if picture.format != "PNG" or picture.mode == "P" or colour is None or not picture.tile:
+        return
+    raw = str(picture.tile[0][3])  # of the pixels in the file, as L;4 or RGB;16B
+    if raw == "RGB;16B":
+        picture.info["transparency"] = tuple(level >> 8 for level in colour)
+    elif raw in ("L;2", "L;4"):
+        picture.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[raw]
 
 
 def require_suffix(path: Path, endings: tuple[str, ...], what: str) -> None:
@@ -147,9 +167,9 @@ def write_picture(path: Path, image: Tensor) -> None:
     write_file(path, lambda beside: Image.fromarray(levels).save(beside))
 
 
-def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
+def write_sound(path: Path, pcm: Tensor, sample_rate: int, comment: str = "") -> None:
     """Write `(samples,)` or `(channels, samples)` int16 as WAV or FLAC of 16 bits, by the ending of
-    `path`.
+    `path`, with a comment in the file.
 
     Raises:
         UserError: if it has another ending, or cannot be written.
@@ -157,42 +177,77 @@ def write_sound(path: Path, pcm: Tensor, sample_rate: int) -> None:
     import soundfile
 
     require_suffix(path, SOUNDS, "a sound")
-
-    def writer(beside: Path) -> None:
-        try:
-            soundfile.write(beside, pcm.numpy().T, sample_rate, "PCM_16")
-        except soundfile.LibsndfileError as error:  # such as of a full disk
-            raise OSError(error.error_string.strip()) from error
-
-    write_file(path, writer)
+    samples, kind = pcm.numpy().T, path.suffix[1:].upper()
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    memory = io.BytesIO()  # Python opens the file: libsndfile fails at names that are no UTF-8
+    with soundfile.SoundFile(memory, "w", sample_rate, channels, "PCM_16", format=kind) as file:
+        if comment:
+            file.comment = comment
+        file.write(samples)
+    write_file(path, lambda beside: beside.write_bytes(memory.getvalue()))
 
 
 def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
-    """Read a sound of just this shape, `(samples,)` or `(2, samples)`, as float64 in [-1, 1].
+    """Read a sound of this shape, `(samples,)` or `(2, samples)`, as float64 in [-1, 1]. It
+    may be a recording that is up to `MAX_EXTRA_SECONDS` longer.
 
     Raises:
-        UserError: if it is missing, damaged, or another sound; nothing of it is decoded then.
+        UserError: if it is missing, damaged, compressed, or another sound. Nothing of it is decoded
+            then.
     """
+    with _open_sound(path) as file:
+        is_like = f"{file.frames} samples at {file.samplerate} Hz in {file.channels} channel(s)"
+        if file.frames == 0:
+            raise UserError(f"{path} says that it holds no samples; save it again as WAV.")
+        if file.subtype not in UNCOMPRESSED:
+            raise UserError(
+                f"{path} is compressed ({file.subtype_info}), which changes the samples; save the "
+                "soundscape as WAV or FLAC."
+            )
+        longest = shape[-1] + MAX_EXTRA_SECONDS * sample_rate
+        fits = (file.samplerate, file.channels) == (sample_rate, len(shape))
+        if not fits or not shape[-1] <= file.frames <= longest:
+            raise UserError(
+                f"{path} has {is_like}, but the encoding makes {shape[-1]} at {sample_rate} Hz in "
+                f"{len(shape)}; give the --preset and the flags that it was made with."
+            )
+        frames = file.frames
+        samples = torch.from_numpy(file.read(frames, dtype="float64").T.copy())
+    if samples.shape[-1] != frames or samples.dim() != len(shape) or not samples.isfinite().all():
+        raise UserError(
+            f"{path} ends early, or holds samples that are no numbers; save it again as WAV."
+        )
+    loudest = samples.abs().max().item()
+    if loudest > 1:
+        raise UserError(
+            f"{path} has samples of up to {loudest:.4g}, but a soundscape lies in [-1, 1]; save it "
+            "again in 16 bits."
+        )
+    return samples
+
+
+def read_comment(path: Path) -> str:
+    """The comment in a sound file; empty if there is none.
+
+    Raises:
+        UserError: if it is missing, damaged, or no sound.
+    """
+    with _open_sound(path) as file:
+        return file.comment
+
+
+@contextmanager
+def _open_sound(path: Path) -> Iterator[Any]:
+    """Open a sound and read its header. Python opens the file, as libsndfile fails at names that
+    are no UTF-8."""
     import soundfile
 
     if not path.is_file():
         raise UserError(f"{path} is missing; give a WAV or FLAC file.")
     try:
-        with soundfile.SoundFile(path) as file:  # reads the header only
-            is_like = (file.samplerate, file.channels, file.frames)
-            wanted = (sample_rate, len(shape), shape[-1])
-            if is_like != wanted:
-                raise UserError(
-                    f"{path} has {is_like[2]} samples at {is_like[0]} Hz in {is_like[1]} channel(s), but the encoding makes "
-                    f"{wanted[2]} at {wanted[0]} Hz in {wanted[1]}; give the --preset and the flags that it was made with."
-                )
-            samples = torch.from_numpy(file.read(shape[-1], dtype="float64"))
+        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
+            yield file
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
         raise UserError(
-            f"{path} is damaged, or no sound that libsndfile reads; save it anew as WAV."
+            f"{path} is damaged, or no sound that libsndfile reads; save it again as WAV."
         ) from error
-    if tuple(samples.shape[::-1]) != shape or not samples.isfinite().all():
-        raise UserError(
-            f"{path} ends early, or holds samples that are no numbers; save it anew as WAV."
-        )
-    return samples if samples.dim() == 1 else samples.T

@@ -1,42 +1,19 @@
-"""A machine rates image-to-sound encodings: each is learned, imagined with and rated over several
-seeds, beside the primary.
+"""Intervals over seeds, and tests of differences with Holm's correction."""
 
-    python compare_encodings.py                    # the full schedule; for a GPU
-    # narrower and shorter, for two cores; its minutes are in the README
-    python compare_encodings.py --quick
-    python compare_encodings.py --quick --only primary tanh linear mel --seeds 0 1 2 3 4
-    # a second process, on another GPU, shares the work through the folder
-    python compare_encodings.py --device cuda:1
-
-An encoding and a seed are a cell: stage one learns to hear it, stage three to imagine, and
-`evaluate.py` rates the result. Stage two is trained once and shared by all, as are the judges.
-Beside the learned listener stands a linear inverse from the log-mel to the image, so that a
-weakness of the listener is not taken for one of the sound.
-
-Writes `results/encodings/`:
-    comparison.csv           a row for each encoding and seed
-    conclusions.md           what can be concluded from it, and what cannot
-    ratings.png, sheet.png   the ratings with their intervals; the same ten test digits under every encoding
-    memory-<key>/            a results folder with stage two and the judges
-    <name>-<key>/<seed>/     a results folder with stages one and three, and their rating in evaluation/
-    <name>-<key>/linear/     the linear inverse
-A key stands for the settings. It can be stopped at any time, and the same command goes on; a
-finished cell is never run again. An encoding that is new in the header runs alone; another
-schedule, objective or rating runs all cells anew. Tables and pictures show what the last command
-named: to see all, name all at the end, which takes seconds."""
-
+import math
 import statistics
 import warnings
 from typing import Any, NamedTuple
 
-from scipy import stats
-
+from evaluation.encodings import BASELINE
 from evaluation.metrics import CONFIDENCE
-from evaluation.sweep import BASELINE
+
+POWER = 0.8  # of the test with `Difference.seeds_needed`
+MOST_SEEDS = 1000  # that are worth a number
 
 
 def groups_of(rows: list[dict[str, Any]], column: str) -> dict[str, list[float]]:
-    """Encoding -> its values of a column, a value for each seed."""
+    """Encoding -> its values of a column, one for each seed."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         groups.setdefault(row["encoding"], []).append(row[column])
@@ -44,7 +21,9 @@ def groups_of(rows: list[dict[str, Any]], column: str) -> dict[str, list[float]]
 
 
 def t_interval(values: list[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean over seeds, by Student's t; one seed has none."""
+    """Compute the 95 % interval of the mean over seeds, by Student's t; one seed has none."""
+    from scipy import stats
+
     if len(values) < 2:
         return None
     half = stats.sem(values) * stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
@@ -52,32 +31,54 @@ def t_interval(values: list[float]) -> tuple[float, float] | None:
 
 
 class Difference(NamedTuple):
-    """To the primary encoding, of the means over seeds."""
+    """The difference of two means over seeds."""
 
     mean: float
-    interval: tuple[float, float]  # at the level at which Holm's procedure tests it
-    outside: bool  # of the spread over seeds: the interval leaves out 0
+    interval: tuple[float, float]  # at the level at which Holm's method tests it
+    p: float  # adjusted by Holm's method
+    significant: bool
+    # For each group, for a power of 80 % at that level, if the true difference and spread are those
+    # that were observed. None: more than MOST_SEEDS.
+    seeds_needed: int | None
 
 
-def differences(groups: dict[str, list[float]], primary: str = BASELINE) -> dict[str, Difference]:
-    """The difference of each group to the primary one: Welch's t-test, with Holm's correction over
-    the groups, so that with 5 % at most any of those said to be outside the spread is not.
+def differences(groups: dict[str, list[float]], baseline: str = BASELINE) -> dict[str, Difference]:
+    """Test the difference of each group to the baseline by Welch's t-test, with Holm's correction
+    over the groups: the probability of any false "significant" is at most 5 %.
 
     S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6:65-70,
-    1979. What has no spread, one seed or values that are all alike in both groups, is left out."""
-    reference, tests = groups.get(primary, []), {}
+    1979. Left out is what has no spread: a single seed, or two groups of equal values."""
+    from scipy import stats
+
+    reference, tests = groups.get(baseline, []), {}
     for name, values in groups.items():
-        alike = len(set(values)) == len(set(reference)) == 1
-        if name != primary and len(values) > 1 and len(reference) > 1 and not alike:
+        constant = len(set(values)) == len(set(reference)) == 1
+        if name != baseline and len(values) > 1 and len(reference) > 1 and not constant:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # that one of the two is all alike
+                warnings.simplefilter("ignore", RuntimeWarning)  # one of the two is constant
                 tests[name] = stats.ttest_ind(values, reference, equal_var=False)
-    found, level, rejecting = {}, 0.0, True
+    found, p, level, rejecting = {}, 0.0, 0.0, True
     for rank, name in enumerate(sorted(tests, key=lambda name: tests[name].pvalue)):
+        left = len(tests) - rank
+        p = max(p, min(1.0, left * float(tests[name].pvalue)))
         if rejecting:
-            level = (1 - CONFIDENCE) / (len(tests) - rank)
+            level = (1 - CONFIDENCE) / left
         rejecting = rejecting and bool(tests[name].pvalue < level)
         low, high = tests[name].confidence_interval(1 - level)
         mean = statistics.fmean(groups[name]) - statistics.fmean(reference)
-        found[name] = Difference(mean, (float(low), float(high)), rejecting)
+        needed = _seeds_needed(groups[name], reference, level)
+        found[name] = Difference(mean, (float(low), float(high)), p, rejecting, needed)
     return found
+
+
+def _seeds_needed(values: list[float], reference: list[float], level: float) -> int | None:
+    """By the normal approximation, with W. Guenther's correction for Student's t (The American
+    Statistician 35(4), 1981)."""
+    difference = statistics.fmean(values) - statistics.fmean(reference)
+    variance = (statistics.variance(values) + statistics.variance(reference)) / 2
+    normal = statistics.NormalDist()
+    limit = normal.inv_cdf(1 - level / 2)
+    spread = 2 * variance * (limit + normal.inv_cdf(POWER)) ** 2
+    if spread > MOST_SEEDS * difference**2:
+        return None
+    return max(2, math.ceil(spread / difference**2 + limit**2 / 4))

@@ -1,366 +1,386 @@
-"""A machine rates image-to-sound encodings: each is learned, imagined with and rated over several
-seeds, beside the primary.
+"""The sweep over encodings and seeds: what is trained, in which folder, and by how many workers.
 
-    python compare_encodings.py                    # the full schedule; for a GPU
-    # narrower and shorter, for two cores; its minutes are in the README
-    python compare_encodings.py --quick
-    python compare_encodings.py --quick --only primary tanh linear mel --seeds 0 1 2 3 4
-    # a second process, on another GPU, shares the work through the folder
-    python compare_encodings.py --device cuda:1
-
-An encoding and a seed are a cell: stage one learns to hear it, stage three to imagine, and
-`evaluate.py` rates the result. Stage two is trained once and shared by all, as are the judges.
-Beside the learned listener stands a linear inverse from the log-mel to the image, so that a
-weakness of the listener is not taken for one of the sound.
-
-Writes `results/encodings/`:
-    comparison.csv           a row for each encoding and seed
-    conclusions.md           what can be concluded from it, and what cannot
-    ratings.png, sheet.png   the ratings with their intervals; the same ten test digits under every encoding
-    memory-<key>/            a results folder with stage two and the judges
-    <name>-<key>/<seed>/     a results folder with stages one and three, and their rating in evaluation/
-    <name>-<key>/linear/     the linear inverse
-A key stands for the settings. It can be stopped at any time, and the same command goes on; a
-finished cell is never run again. An encoding that is new in the header runs alone; another
-schedule, objective or rating runs all cells anew. Tables and pictures show what the last command
-named: to see all, name all at the end, which takes seconds."""
+compare_encodings.py hands over the scripts' `main`s and settings. No package imports a script."""
 
 import hashlib
 import json
-import os
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
-from common.cli import as_user_errors
+from common.cli import as_user_errors, validate_settings
 from common.device import choose_device
-from common.files import UserError, check_writable, load_tensors, save_tensors
+from common.files import (
+    UserError,
+    check_writable,
+    explain_malformed,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_file,
+)
 from common.locks import FolderLocked, lock_folder, unlock_folder
-from compare_encodings import ENCODINGS, Config, Schedule, main, scheduled
 from data import load_digits
 from data.resize import upsample
-from evaluate import Config, main
-from evaluation.compare import read_rating
-from evaluation.encoding_report import summarise, title
-from evaluation.judges import load_judges
-from evaluation.linear_decoder import invert_linearly
-from evaluation.rating import judge_settings
+from evaluation.encoding_report import draw_ratings, draw_sheet, tables, write_report
+from evaluation.encodings import Condition
+from evaluation.judges import JUDGES
+from evaluation.linear_decoder import decode_linearly
+from models.late_blind import LateBlind
 from training.figures import first_of_each_class
-from training.logmels import Probe
 from training.run import NOT_HYPERPARAMETERS, config_to_dict, is_complete
-from training.upstream import load_model
-from vggish import HOP, ImageToLogMel, frames_to_cover
-from voice_translator import Encoding
+from vggish import ImageToLogMel, audio_fingerprint, fingerprints_match, frames_to_cover
 
 
 @dataclass(frozen=True)
-class Condition:
-    """An encoding, and how it is heard. All are heard whole: frames that cut a soundscape off are
-    refused."""
+class Schedule:
+    """The settings of each script, an instance of its `Config`. The sweep fills in the seed, the
+    encoding and the folders."""
 
-    encoding: Encoding = Encoding()
-    frames: int | None = None  # log-mel frames; None: the fewest that hear all, 112 for 1.05 s
-    hop: int = HOP  # samples at 16 kHz from frame to frame
-
-
-BASELINE = "primary"  # what every other encoding is held against
+    vggish: Any
+    classifier: Any  # and the judges
+    gan: Any
+    joint: Any
+    evaluation: Any
+    linear_images: int = 10_000  # that the linear decoder is fitted to; they take 2 GB of memory
 
 
 class Trial(NamedTuple):
-    """What is run in one go, by one process: an encoding with a seed, or its linear inverse."""
+    """What one worker runs at a time: an encoding with a seed, or its linear decoder."""
 
-    name: str
-    listening: Condition
-    seed: int | None  # None: the linear inverse
+    name: str  # of the encoding
+    condition: Condition
+    seed: int | None  # None: the linear decoder
     folder: Path
+    record: Path  # folder of the metrics.json that is written last
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {'linear decoder' if self.seed is None else f'seed {self.seed}'}"
 
     @property
     def finished(self) -> bool:
-        return is_complete(self.folder / "evaluation" if self.seed is not None else self.folder)
+        return is_complete(self.record)
 
 
-def run_missing(config: Config) -> list[dict[str, Any]]:
-    """Run every cell that is neither finished nor held by another process, and summarise after
-    each."""
-    device = choose_device(config.device)
-    root = config.results / "encodings"
-    check_writable(root)
-    schedule = scheduled(config)
-    memory = root / f"memory-{settings_key(upstream_settings(schedule))}"
-    cells = list_trials(config, schedule, root)
-    for cell in {cell.folder.parent: cell for cell in cells}.values():
-        require_same_code(cell)
-    for cell in cells:
-        if cell.finished and cell.seed is not None:
-            require_same_judges(schedule, cell)
-    with locked(memory):
-        train_upstream(config, schedule, memory, device)
+Result = tuple[Trial, str]  # and why it failed; empty if it did not
 
-    elsewhere, failed = [], []
-    for cell in cells:
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is compared, and by which settings.
+
+    Raises:
+        UserError: if a setting is out of its range, a name is unknown or cannot name a folder, or
+            an encoding is impossible or its sound would be cut off.
+    """
+
+    encodings: Mapping[str, Condition]  # all of the header, by name
+    only: tuple[str, ...]  # the names of those to run; empty: all
+    seeds: tuple[int, ...]  # of stages one and three
+    schedule: Schedule
+    mains: Mapping[str, Callable[[Any], Any]]  # of the scripts, by the names in Schedule
+    data_root: Path
+    results: Path
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.only if name not in self.encodings]:
+            raise UserError(
+                f"--only: there is no encoding {', '.join(unknown)}; give some of "
+                f"{', '.join(self.encodings)}."
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError("--seeds: give at least one seed, and each once.")
+        for config in (self.schedule.classifier, self.schedule.gan, self.schedule.joint):
+            validate_settings(config)
+        for seed in self.seeds:
+            validate_settings(replace(self.schedule.vggish, seed=seed))
+        for name, condition in self.chosen.items():
+            require_comparable(name, condition)
+
+    @property
+    def chosen(self) -> dict[str, Condition]:
+        names = self.only or tuple(self.encodings)
+        return {name: one for name, one in self.encodings.items() if name in names}
+
+    @property
+    def root(self) -> Path:
+        return self.results / "encodings"
+
+    @property
+    def memory(self) -> Path:
+        """The results folder that all trials share: stage two and the judges."""
+        return self.root / f"memory-{_key(self._shared_settings())}"
+
+    def _shared_settings(self) -> list[Any]:
+        return [hyperparameters(self.schedule.classifier), hyperparameters(self.schedule.gan)]
+
+    def settings(self) -> list[Any]:
+        """All that the numbers of a trial depend on, but for its encoding and its seed."""
+        own = self.schedule.vggish, self.schedule.joint, self.schedule.evaluation
+        own = [hyperparameters(config) for config in own]
+        return [self.schedule.linear_images, *own, *self._shared_settings()]
+
+    def folder(self, name: str) -> Path:
+        """The folder of an encoding."""
+        return self.root / f"{name}-{_key([asdict(self.encodings[name]), *self.settings()])}"
+
+    def trials(self) -> list[Trial]:
+        """All trials: the linear decoders, then one seed of all encodings after another."""
+        found = []
+        for seed in (None, *self.seeds):
+            for name, condition in self.chosen.items():
+                folder = self.folder(name) / ("linear" if seed is None else str(seed))
+                rating = folder / self.schedule.joint.name / "evaluation"
+                record = folder if seed is None else rating
+                found.append(Trial(name, condition, seed, folder, record))
+        return found
+
+    def finished_runs(self) -> dict[str, list[Path]]:
+        """Encoding -> its rated runs of stage three, one for each of the seeds.
+
+        All encodings in the folder count that have these settings, whatever `only` says. One that
+        is not in the header any more has the name of its folder."""
+        names = {self.folder(name).name: name for name in self.encodings}
+        found = {}
+        for path in sorted(self.root.glob("*/settings.json")):
+            with explain_malformed(path, f"delete {path.parent}"):
+                same = read_json(path, f"delete {path.parent}")["schedule"] == self.settings()
+            runs = [path.parent / str(seed) / self.schedule.joint.name for seed in self.seeds]
+            runs = [run for run in runs if same and is_complete(run / "evaluation")]
+            found[names.get(path.parent.name, path.parent.name)] = runs
+        order = dict.fromkeys((*self.encodings, *found))  # the header's first
+        return {name: found[name] for name in order if found.get(name)}
+
+    def begin(self, name: str) -> None:
+        """Note the settings and the sound of an encoding in its folder.
+
+        Raises:
+            UserError: if the folder was begun with another sound of this encoding.
+        """
+        folder, condition = self.folder(name), self.encodings[name]
+        front_end = ImageToLogMel(condition.encoding, condition.frames, condition.hop)
+        fingerprint, path = audio_fingerprint(front_end), folder / "sound.pt"
+        if not path.exists():
+            save_tensors(path, {"fingerprint": fingerprint})
+        then = load_tensors(path, f"delete {path}, and run again").get("fingerprint")
+        if not fingerprints_match(then, fingerprint):
+            raise UserError(
+                f"the code of the encoding {name} was changed after {folder} was begun; delete "
+                "that folder, or give the encoding another name."
+            )
+        settings = {"condition": asdict(condition), "schedule": self.settings()}
+        text = json.dumps(settings, indent=1) + "\n"
+        write_file(folder / "settings.json", lambda path: path.write_text(text))
+
+    def train_shared(self, device: str) -> None:
+        """Train stage two and the judges, unless they are there. Their seed is 0 for all trials."""
+        places = {"results": self.memory, "data_root": self.data_root, "device": device}
+        folders = ("mnist_classify_train", *(f"judges/{name}" for name in JUDGES))
+        self._run_stage("classifier", folders, **places)
+        self._run_stage("gan", ("emnist_dcgan",), **places)
+
+    def run_trial(self, trial: Trial, device: str) -> Result:
+        """Run a trial on a device. All that it prints goes to output.txt in its folder."""
+        path = trial.folder / "output.txt"
         try:
-            with locked(cell.folder, patient=False):
-                if cell.finished:
-                    continue
-                print(f"\n== {title(cell)}", flush=True)
-                with as_user_errors():
-                    if cell.seed is None:
-                        invert_linearly(config, schedule, cell, device)
-                    else:
-                        run_trial(config, schedule, memory, cell, device)
-        except FolderLocked as error:
-            print(f"{error} It is left to them.", flush=True)
-            elsewhere.append(cell)
-            continue
-        except (
-            UserError
-        ) as error:  # such as training that diverged; the other cells can be run all the same
-            print(f"{cell.folder}: {error}", file=sys.stderr, flush=True)
-            failed.append(cell)
-            continue
-        summarise(config, schedule, cells, root)
+            with as_user_errors():
+                lock_folder(trial.folder)
+                check_writable(trial.folder)
+                with (
+                    open(path, "a", encoding="utf-8") as output,
+                    redirect_stdout(output),
+                    redirect_stderr(output),
+                ):
+                    (self._decode if trial.seed is None else self._train)(trial, device)
+        except UserError as error:
+            return trial, str(error)
+        except Exception as error:  # a mistake in one trial does not end the others
+            with open(path, "a", encoding="utf-8") as output:
+                traceback.print_exc(file=output)
+            return trial, f"{type(error).__name__} ({error}); see {path}."
+        finally:
+            unlock_folder(trial.folder)
+        return trial, ""
 
-    rows = summarise(config, schedule, cells, root)
-    missing = [cell for cell in cells if not cell.finished]
-    print(
-        f"{len(cells) - len(missing)} of {len(cells)} cells are finished. {root}/conclusions.md, {root}/ratings.png"
-    )
-    if elsewhere and missing:
-        print(
-            "The rest is in other processes' hands; should one of them be stopped, the same command goes on."
-        )
+    def _decode(self, trial: Trial, device: str) -> None:
+        dataset, count = self.schedule.vggish.dataset, self.schedule.linear_images
+        place = choose_device(device)
+        decode_linearly(trial.condition, dataset, count, self.data_root, place, trial.folder)
+
+    def _train(self, trial: Trial, device: str) -> None:
+        places = {"results": trial.folder, "data_root": self.data_root, "device": device}
+        heard = {field: getattr(trial.condition, field) for field in ("encoding", "frames", "hop")}
+        self._run_stage("vggish", ("train_vggish",), **places, **heard, seed=trial.seed)
+        name = self.schedule.joint.name
+        self._run_stage(
+            "joint", (name,), **places, seed=trial.seed, judges=self.memory / "judges",
+            classifier_run=self.memory / "mnist_classify_train",
+            gan_run=self.memory / "emnist_dcgan",
+        )  # fmt: skip
+        run = trial.folder / name
+        save_shown(run, trial.folder / "shown.pt", self.data_root, choose_device(device))
+        rating = replace(self.schedule.evaluation, **places, name=run, output=trial.record)
+        self.mains["evaluation"](rating)
+
+    def _run_stage(self, stage: str, names: tuple[str, ...], **changes: Any) -> None:
+        """Run a script unless its runs `names` are complete: from the last finished epoch if it was
+        stopped."""
+        config = replace(getattr(self.schedule, stage), **changes)
+        folders = [config.results / name for name in names]
+        if not all(map(is_complete, folders)):
+            begun = any((one / "last.pt").exists() or is_complete(one) for one in folders)
+            self.mains[stage](replace(config, resume=begun))
+        for one in folders:  # no run of a sweep is prolonged, and this saves two thirds of the disk
+            (one / "last.pt").unlink(missing_ok=True)
+
+
+def run_sweep(sweep: Sweep, workers: int | None, device: str, title: str) -> list[dict[str, Any]]:
+    """Run the trials that are not finished, and compare all finished encodings; returns the rows of
+    comparison.csv.
+
+    Args:
+        sweep: what is compared.
+        workers: how many trials run at a time. None: one per GPU, or one.
+        device: as in the scripts. With `auto`, each worker has its own GPU.
+        title: the settings in words, for the report.
+
+    Raises:
+        UserError: if the sweep is running already, or a trial failed; the others are finished.
+    """
+    root, trials = sweep.root, sweep.trials()
+    check_writable(root)
+    lock_folder(root)
+    for name in sweep.chosen:
+        sweep.begin(name)
+    choose_device(device)
+    sweep.train_shared(device)
+    devices = worker_devices(workers, device)
+    failed: dict[Trial, str] = {}
+
+    def report() -> list[dict[str, Any]]:
+        missing = [trial.title for trial in trials if not trial.finished]
+        return write_report(root, sweep.finished_runs(), title, missing)
+
+    for kind, linear in (("linear decoders", True), ("trials", False)):
+        missing = [one for one in trials if not one.finished and (one.seed is None) == linear]
+        results = run_local(sweep.run_trial, missing, devices, root)
+        hidden = not (missing and sys.stderr.isatty())
+        for trial, error in tqdm(results, kind, len(missing), disable=hidden):
+            if error:
+                failed[trial] = error
+            tqdm.write(f"{trial.title}: {'failed' if error else 'finished'}")
+            report()
+
+    if rows := report():
+        draw_ratings(root / "ratings.png", rows)
+        draw_sheet(root / "sheet.png", rows)
+        print(f"\n{tables(rows)}")
+    unlock_folder(root)
+    done = sum(trial.finished for trial in trials)
+    print(f"{done} of {len(trials)} trials are finished. {root}/conclusions.md, comparison.csv, "
+          "ratings.png, sheet.png")  # fmt: skip
     if failed:
+        for trial, error in failed.items():
+            print(f"{trial.title}: {error}", file=sys.stderr)
         raise UserError(
-            f"{', '.join(str(cell.folder) for cell in failed)} failed, as said above; hint it, and run again."
+            f"{len(failed)} of {len(trials)} trials failed, as said above; correct the cause, and "
+            "run the same command again."
         )
     return rows
 
 
-def list_trials(config: Config, schedule: Schedule, root: Path) -> list[Trial]:
-    """A seed of all encodings before the next seed, so that every encoding is there early.
+def run_local(
+    run: Callable[[Trial, str], Result], trials: Sequence[Trial], devices: Sequence[str],
+    root: Path,
+) -> Iterator[Result]:  # fmt: skip
+    """The engine for one machine: run trials, as many at a time as there are `devices`, and yield
+    each result when it is there. Workers lock their device in `root`. Another engine would take the
+    same arguments.
 
     Raises:
-        UserError: if a name is unknown or no name of a folder, or a listening is impossible or cuts
-            its sound off.
+        UserError: if a worker was killed.
     """
-    unknown = [name for name in config.only if name not in ENCODINGS]
-    if unknown:
-        raise UserError(
-            f"--only: there is no encoding {', '.join(unknown)}; give some of {', '.join(ENCODINGS)}."
-        )
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError("--seeds: give at least one seed, and each once.")
-    chosen = {
-        name: listening
-        for name, listening in ENCODINGS.items()
-        if not config.only or name in config.only
-    }
-    for name, listening in chosen.items():
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise UserError(
-                f"{name!r} is no name of a folder; write it with letters, digits, '_', '-' and '.' only."
-            )
-        try:
-            frames = ImageToLogMel(listening.encoding, listening.frames, listening.hop).frames
-        except ValueError as error:
-            raise UserError(f"{name}: {error}") from error
-        needed = frames_to_cover(listening.encoding, listening.hop)
-        if frames < needed:
-            raise UserError(
-                f"{name}: {frames} frames cut its sound off, so it could not be compared; give {needed}, or None."
-            )
-    folders = {
-        name: root / f"{name}-{settings_key(trial_settings(schedule, one))}"
-        for name, one in chosen.items()
-    }
-    linear = [Trial(name, one, None, folders[name] / "linear") for name, one in chosen.items()]
-    seeded = [
-        Trial(name, one, seed, folders[name] / str(seed))
-        for seed in config.seeds
-        for name, one in chosen.items()
-    ]
-    return linear + seeded
+    if len(devices) == 1 or len(trials) < 2:
+        yield from (run(trial, devices[0]) for trial in trials)
+        return
+    from joblib import Parallel, delayed  # slow to import
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-
-def upstream_settings(schedule: Schedule) -> list[dict[str, Any]]:
-    return [hyperparameters(header) for header in (schedule.read, schedule.remember, schedule.rate)]
-
-
-def trial_settings(schedule: Schedule, listening: Condition) -> list[Any]:
-    """All that a cell's numbers depend on, but for the seed."""
-    cell = [asdict(listening), schedule.linear_images]
-    return [
-        *cell,
-        *(hyperparameters(header) for header in (schedule.hear, schedule.imagine)),
-        *upstream_settings(schedule),
-    ]
-
-
-def hyperparameters(header: Any) -> dict[str, Any]:
-    """A header without its places and its seed: what is computed."""
-    return {
-        name: value
-        for name, value in config_to_dict(header).items()
-        if name not in (*NOT_HYPERPARAMETERS, "seed")
-    }
-
-
-def settings_key(settings: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-@contextmanager
-def locked(folder: Path, patient: bool = True) -> Iterator[None]:
-    """Hold `folder` against other processes; if another has it, wait for it (saying so), or raise
-    `FolderLocked`."""
-    said = False
-    while True:
-        try:
-            lock_folder(folder)
-            break
-        except FolderLocked as error:
-            if not patient:
-                raise
-            if not said:
-                print(f"waiting: {str(error).split(';')[0]}", flush=True)
-            said = True
-            time.sleep(0.5)
+    task, count = delayed(run_on_free_device), min(len(devices), len(trials))
+    parallel: Any = Parallel(count, "loky", "generator_unordered")
     try:
-        yield
-    finally:
-        unlock_folder(folder)
-
-
-def run_stage(stage: Any, header: Any, *folders: str) -> None:
-    """Run a stage unless its runs are complete: on from the last finished epoch if it was stopped,
-    else from the start.
-
-    Args:
-        stage: the script, as a module.
-        header: its Config, with `results`.
-        folders: of its runs, in order, if they are not named as the script is.
-    """
-    places = [header.results / name for name in folders or (stage.__name__,)]
-    if not all(map(is_complete, places)):
-        begun = any((place / "last.pt").exists() or is_complete(place) for place in places)
-        stage.main(replace(header, resume=begun))
-
-
-def train_upstream(config: Config, schedule: Schedule, memory: Path, device: torch.device) -> None:
-    """Stage two and the judges, once for all encodings. Their seed is 0 whatever the cell's."""
-    place = {"results": memory, "data_root": config.data_root, "device": config.device}
-    run_stage(
-        mnist_classify_train, replace(schedule.read, **place), "mnist_classify_train", "judge"
-    )
-    run_stage(emnist_dcgan, replace(schedule.remember, **place))
-    settings = judge_settings(replace(schedule.rate, **place), schedule.hear.dataset)
-    if not all(is_complete(memory / "judges" / name) for name in ("transformer", "kernel")):
-        load_judges(memory, settings, device)
-
-
-def run_trial(
-    config: Config, schedule: Schedule, memory: Path, cell: Trial, device: torch.device
-) -> None:
-    """Stage one, stage three, and their rating, in a results folder that any other script can go on
-    with."""
-    place = {"results": cell.folder, "data_root": config.data_root, "device": config.device}
-    link_upstream(cell.folder, memory)
-    heard = {
-        "encoding": cell.listening.encoding,
-        "frames": cell.listening.frames,
-        "hop": cell.listening.hop,
-    }
-    run_stage(train_vggish, replace(schedule.hear, **place, **heard, seed=cell.seed))
-    run_stage(train_all, replace(schedule.imagine, **place, seed=cell.seed))
-    save_shown(config, schedule, cell, device)
-    main(
-        replace(schedule.rate, **place, judges=memory / "judges", output=cell.folder / "evaluation")
-    )
-
-
-def require_same_code(cell: Trial) -> None:
-    """Refuse to go on with an encoding whose code makes other sounds than when its folder was
-    begun, `sounds.pt`.
-
-    Raises:
-        UserError: if it does, or the file is damaged.
-    """
-    folder = cell.folder.parent
-    probe, path = (
-        Probe(ImageToLogMel(cell.listening.encoding, cell.listening.frames, cell.listening.hop)),
-        folder / "sounds.pt",
-    )
-    if not path.exists():
-        if folder.exists():
-            print(
-                f"{folder} was begun before its sounds were kept; whether the encoding's code was changed is not known"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(path, probe.state_dict())
-    elif not probe.alike(load_tensors(path, f"delete {path}, and run again").get("heard")):
+        yield from parallel(task(run, trial, devices, root) for trial in trials)
+    except TerminatedWorkerError as error:
         raise UserError(
-            f"{cell.name} sounds otherwise than in {folder}: the code of its encoding was changed; delete {folder}, and run "
-            "again, or give the encoding another name."
-        )
+            "a worker was killed, perhaps because the memory does not suffice; run the same "
+            "command again, with fewer --workers."
+        ) from error
 
 
-def require_same_judges(schedule: Schedule, cell: Trial) -> None:
-    """Refuse a rating that was put in the place of the cell's own, as evaluate.py does when it is
-    started by hand there.
-
-    Raises:
-        UserError: if it was made by other settings than the schedule's.
-    """
-    folder = cell.folder / "evaluation"
-    anew = f"delete {folder}, and run again: the cell is only rated anew"
-    path, rating = read_rating(folder, anew)
-    then, now = {**config_to_dict(Config()), **rating["config"]}, config_to_dict(schedule.rate)
-    differing = sorted(
-        {key for key in now if then[key] != now[key]} - {*NOT_HYPERPARAMETERS, "judges", "output"}
-    )
-    if differing:
-        raise UserError(
-            f"{path} is another rating than the comparison's ({', '.join(differing)}), and cannot be held against the other "
-            f"cells'; {anew}."
-        )
+def run_on_free_device(
+    run: Callable[[Trial, str], Result], trial: Trial, devices: Sequence[str], root: Path
+) -> Result:
+    """Run a trial on the first device that no other worker has locked."""
+    for number, device in enumerate(devices):
+        with suppress(FolderLocked):
+            lock_folder(root / f"worker-{number}")
+            try:
+                return run(trial, device)
+            finally:
+                unlock_folder(root / f"worker-{number}")
+    return trial, f"no device is free in {root}; wait until the other comparison ends."
 
 
-def link_upstream(folder: Path, memory: Path) -> None:
-    """Stage two as the folder's own, by relative links, so that the whole can be moved."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in ("mnist_classify_train", "judge", "emnist_dcgan"):
-        link = folder / stage
-        try:
-            if not link.is_symlink():
-                link.symlink_to(os.path.relpath(memory / stage, folder), target_is_directory=True)
-        except OSError as error:
-            raise UserError(
-                f"{link} cannot be made ({error}); give --results where symbolic links can be."
-            ) from error
+def worker_devices(workers: int | None, device: str) -> list[str]:
+    """The device of each worker: with `auto`, the GPUs in turn, if there are any."""
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    names = gpus if device == "auto" and gpus else [device]
+    return [names[number % len(names)] for number in range(workers or len(names))]
 
 
 @torch.no_grad()
-def save_shown(config: Config, schedule: Schedule, cell: Trial, device: torch.device) -> None:
-    """What the sheet shows of the cell, `shown.pt`: of the first test digit of each class the
-    image, the log-mel, and what was imagined."""
-    ear, network, generator, dataset = load_model(
-        cell.folder / "train_all" / "checkpoint.pt", device
-    )
-    test = load_digits(dataset, "test", config.data_root, device)
+def save_shown(run: Path, path: Path, data_root: Path, device: torch.device) -> None:
+    """Write what the sheet shows of a run: for the first test image of each class the image, its
+    log-mel and the imagined image."""
+    model = LateBlind.load(run, device)
+    test = load_digits(model.dataset, "test", data_root, device)
     images = test.images[first_of_each_class(test.labels, 1)[:, 0]]
-    logmels = ear(images)
-    shown = {
-        "heard": upsample(images),
-        "logmels": logmels,
-        "imagined": generator(network.embed(logmels)),
-    }
-    save_tensors(
-        cell.folder / "shown.pt", {name: value.float().cpu() for name, value in shown.items()}
-    )
+    logmels = model.front_end(images)
+    shown = {"heard": upsample(images), "logmels": logmels}
+    shown["imagined"] = model.draw(model.embed(logmels))
+    save_tensors(path, {name: value.float().cpu() for name, value in shown.items()})
+
+
+def require_comparable(name: str, condition: Condition) -> None:
+    """Refuse an encoding whose name cannot name a folder, that is impossible, or whose frames cut
+    its sound off, by a UserError."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(
+            f"the encoding {name!r} cannot name a folder; use letters, digits, '_', '-' and '.'."
+        )
+    try:
+        frames = ImageToLogMel(condition.encoding, condition.frames, condition.hop).frames
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    needed = frames_to_cover(condition.encoding, condition.hop)
+    if frames < needed:
+        raise UserError(f"{name}: {frames} frames cut its sound off; give {needed}, or None.")
+
+
+def hyperparameters(config: Any) -> dict[str, Any]:
+    """The settings that decide what is computed: all but the folders, the device and the seed."""
+    skipped = (*NOT_HYPERPARAMETERS, "seed")
+    return {name: one for name, one in config_to_dict(config).items() if name not in skipped}
+
+
+def _key(settings: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

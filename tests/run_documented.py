@@ -22,8 +22,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "epochs": 1, "joint_epochs": 1, "images_per_epoch": 96, "batch": 32, "width": 4, "cnn_epochs": 1,
-    "vit_epochs": 1, "kernel_centres": 50, "device": "cpu",
+    "epochs": 1, "joint_epochs": 1, "images_per_epoch": 96, "batch": 32, "width": 4,
+    "cnn_epochs": 1, "vit_epochs": 1, "kernel_centres": 50, "device": "cpu",
 }  # fmt: skip
 NO_DOWNLOAD = {"mnist": "handwritten", "emnist": "printed"}
 # Commands that are not run here, and where they are tested.

@@ -1,6 +1,6 @@
-"""The real vOICe and all schemes beside it: against a true output of Meijer's program, and against
-the formulas written out one sample at a time, with the recursion of the output filter as it was
-published; then the way back from sound to image."""
+"""The real vOICe and all other schemes, against an output of Meijer's program, and against the
+formulas written out one sample at a time, with the output filter's recursion as published; then the
+estimate of the image from its sound."""
 
 import dataclasses
 import doctest
@@ -12,10 +12,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pretended_gpu import PretendedGPU
+from torch.autograd import forward_ad
 
 import voice_translator
 from vggish import ImageToLogMel
-from voice_translator import Encoding, VoiceTranslator, estimate_image, to_pcm16
+from voice_translator import (
+    CURVES,
+    Encoding,
+    VoiceTranslator,
+    estimate_image,
+    find_start,
+    to_pcm16,
+    undo_contrast,
+)
 
 SMALL = {
     "rows": 5,
@@ -67,10 +78,17 @@ def slow_amplitudes(image: np.ndarray, e: Encoding) -> np.ndarray:
     px = image.astype(np.float64)
     if e.negative:
         px = 255 - px
-    px = np.clip(px + e.contrast * (px - px.mean()), 0, 255)
+    px = px + e.contrast * (px - px.mean())
+    if e.lowest_level_sounds:
+        px = np.trunc(px)  # the program of 2013 keeps it as an integer
+    px = np.clip(px, 0, 255)
     amplitudes = np.zeros(px.shape)
     for place, value in np.ndenumerate(px):
-        if e.grey_levels is not None:
+        if e.lowest_level_sounds:
+            level = math.floor(value * e.grey_levels / 256)
+            top = e.grey_levels - 1
+            amplitudes[place] = 10 ** (1.5 * (level - top) / top) if value != 0 else 0
+        elif e.grey_levels is not None:
             level = math.floor(value * e.grey_levels / 256 + 1e-9)
             # 16 levels: 2 dB each, 10 ^ ((L - 15) / 10)
             amplitudes[place] = (
@@ -194,6 +212,39 @@ def test_hificode_is_the_published_preset() -> None:
 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+def test_the_program_of_2013_to_the_last_bit(stereo: bool) -> None:
+    """On a smaller grid, which the slow reference can compute. The images have greys of 1 to 15,
+    and greys that the contrast clips."""
+    whole = Encoding.hificode_2013(stereo)
+    assert (whole.rows, whole.columns, whole.contrast, whole.grey_levels) == (64, 176, 2, 16)
+    e = dataclasses.replace(whole, rows=6, columns=11, seconds=0.06)
+    images = greys(e, seed=3, count=3)
+    images[1] //= 12  # faint
+    images[2] = np.where(images[2] < 128, 100 + images[2] // 32, 110)  # around their mean
+    translator = VoiceTranslator(e).double()
+    expected = np.stack([slow_pcm16(slow_soundscape(image, e)) for image in images])
+    sound = to_pcm16(translator(torch.from_numpy(images))).numpy()
+    np.testing.assert_array_equal(sound.reshape(expected.shape), expected)
+    sound = to_pcm16(translator(torch.from_numpy(images) / 255.0)).numpy()  # of floating point
+    assert np.abs(sound.reshape(expected.shape).astype(int) - expected).max() <= 1
+    older = VoiceTranslator(dataclasses.replace(e, lowest_level_sounds=False)).double()
+    assert (to_pcm16(older(torch.from_numpy(images))).numpy() != sound).mean() > 0.2
+
+
+def test_since_2013_only_black_is_silent() -> None:
+    e = Encoding.hificode_2013()
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    small = dataclasses.replace(e, rows=16, columns=16, contrast=0.0)
+    for images in (ramp, ramp / 255, ramp.double() / 255):
+        amplitudes = VoiceTranslator(small).double().amplitudes(images).flatten()
+        expected = 10 ** ((torch.arange(256) // 16 - 15) / 10).double()
+        expected[0] = 0
+        torch.testing.assert_close(amplitudes, expected)
+    with pytest.raises(ValueError, match="lowest_level_sounds needs grey_levels"):
+        Encoding(lowest_level_sounds=True)
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
 @pytest.mark.parametrize("curve", ["exponential", "linear"])
 def test_loud_soundscapes_clip_as_in_the_program(curve: str, stereo: bool) -> None:
     """White clips on both sides, and the quantiser gives -32768 there, not -32767."""
@@ -244,8 +295,20 @@ def test_the_quantiser() -> None:
             to_pcm16(wrong)
 
 
-def test_not_a_number_is_not_made_a_sound() -> None:
-    assert VoiceTranslator(Encoding(**SMALL))(torch.full((1, 5, 4), math.nan)).isnan().any()
+def test_the_quantizer_in_parts_equals_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the ends, and around each half step, also in float32, where a sum may round."""
+    monkeypatch.setattr(voice_translator, "PCM_CHUNK", 1000)
+    halves = (torch.arange(-32769, 32769) + 0.5) / 32768
+    for dtype in (torch.float32, torch.float64):
+        near = [halves.to(dtype)]
+        for end in (-2.0, 2.0):
+            near += [torch.nextafter(near[0], torch.tensor(end, dtype=dtype)), -near[0]]
+        sound = torch.cat([*near, torch.tensor([-1, 1, 0], dtype=dtype)]).clamp(-1, 1)
+        exact = torch.where(sound <= -1, -2, sound.double())
+        expected = (32768 * exact + 0.5).clamp(-32768, 32767).trunc().to(torch.int16)
+        assert to_pcm16(sound).equal(expected)
+        assert to_pcm16(sound.view(-1, 3).T).equal(expected.view(-1, 3).T)
+    assert to_pcm16(torch.zeros(2, 0)).shape == (2, 0)
 
 
 # All schemes.
@@ -257,8 +320,10 @@ schemes = st.builds(
     sample_rate=st.sampled_from([11025, 16000, 22050]),
     curve=st.sampled_from(["exponential", "linear", "tanh", "mel", "bark"]),
     pitch_position=st.sampled_from(["top", "middle", "bottom"]),
-    contrast=st.sampled_from([0.0, 2.0]), negative=st.booleans(), grey_levels=st.sampled_from([None, 2, 16, 256]),
-    window=st.sampled_from(["rectangular", "spline"]), click=st.booleans(), smoothing=st.booleans(), stereo=st.booleans(),
+    contrast=st.sampled_from([0.0, 2.0]), negative=st.booleans(),
+    grey_levels=st.sampled_from([None, 2, 16, 256]),
+    window=st.sampled_from(["rectangular", "spline"]), click=st.booleans(),
+    smoothing=st.booleans(), stereo=st.booleans(),
 )  # fmt: skip
 
 
@@ -334,7 +399,7 @@ def test_higher_is_higher_in_every_scheme(e: Encoding) -> None:
 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
-def test_a_large_batch_is_made_in_parts_that_change_nothing(
+def test_a_large_batch_is_translated_in_chunks_that_change_nothing(
     monkeypatch: pytest.MonkeyPatch, stereo: bool
 ) -> None:
     e = Encoding(**SMALL, window="spline", stereo=stereo, smoothing=True, click=True)
@@ -343,11 +408,9 @@ def test_a_large_batch_is_made_in_parts_that_change_nothing(
     whole = translator(images)
     # One column of eight images, three powers of it; the filter then takes six soundscapes and two.
     monkeypatch.setattr(
-        voice_translator, "CPU_TOGETHER", 8 * 3 * translator.channels * e.samples_per_column
+        voice_translator, "CPU_CHUNK", 8 * 3 * translator.channels * e.samples_per_column
     )
-    monkeypatch.setattr(
-        voice_translator, "IMAGES_TOGETHER", 8
-    )  # eight images, eight, ... and three
+    monkeypatch.setattr(voice_translator, "IMAGE_CHUNK", 8)  # eight images, eight, ... and three
     torch.testing.assert_close(translator(images), whole, rtol=0, atol=1e-6)
     leaf = images.clone().requires_grad_()
     parts = translator(leaf)
@@ -370,9 +433,7 @@ def test_grey_levels_of_all_256_values(levels: int) -> None:
         torch.testing.assert_close(translator.amplitudes(images)[0, :, 0], expected)
 
 
-def test_a_filter_that_would_fill_the_memory_is_refused_and_none_is_made_where_none_is_wanted() -> (
-    None
-):
+def test_a_filter_that_would_fill_the_memory_is_refused() -> None:
     low = {"lowest_hz": 0.1, "highest_hz": 0.1}
     assert VoiceTranslator(Encoding(**low)).smoother.numel() == 0
     with pytest.raises(
@@ -439,7 +500,7 @@ def test_mel_and_bark_run_from_the_lowest_to_the_highest_in_equal_steps(curve: s
 # Precision, and where it runs.
 
 
-def test_double_is_computed_anew_and_nothing_less_than_float32_is_used() -> None:
+def test_float64_constants_are_computed_again_and_half_precision_keeps_float32() -> None:
     e = Encoding(**SMALL)
     translator = VoiceTranslator(e)
     single = translator.bank.clone()
@@ -477,16 +538,16 @@ def test_gradients_in_float64(changes: dict) -> None:
     assert torch.autograd.gradcheck(VoiceTranslator(e).double(), (image,))
 
 
-def test_a_leak_passes_the_rounding_to_grey_levels_and_changes_no_sound() -> None:
+def test_straight_through_passes_the_rounding_to_grey_levels_and_changes_no_sound() -> None:
     translator = VoiceTranslator(Encoding(**SMALL, grey_levels=16))
     image = (torch.from_numpy(greys(Encoding(**SMALL))) / 255).requires_grad_()
     sound = translator(image)
     assert (
         not sound.requires_grad or torch.autograd.grad(sound.sum(), image)[0].count_nonzero() == 0
     )
-    leaking = translator(image, straight_through=1.0)
-    assert leaking.equal(sound)
-    assert torch.autograd.grad(leaking.square().sum(), image)[0].count_nonzero() > 10
+    passing = translator(image, straight_through=1.0)
+    assert passing.equal(sound)
+    assert torch.autograd.grad(passing.square().sum(), image)[0].count_nonzero() > 10
 
 
 def test_compiles_as_one_graph_and_autocast_leaves_the_sound_alone() -> None:
@@ -527,7 +588,7 @@ def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
     )
 
 
-def test_the_ear_hears_the_mean_of_both_ears() -> None:
+def test_the_log_mel_is_of_the_mean_of_both_ears() -> None:
     e = Encoding(stereo=True)
     ear, images = ImageToLogMel(e), torch.from_numpy(greys(e))
     heard = ear(images)
@@ -535,7 +596,7 @@ def test_the_ear_hears_the_mean_of_both_ears() -> None:
     assert heard.equal(ear.log_mel(VoiceTranslator(e)(images).mean(1)))
 
 
-def test_the_examples_of_the_docstring() -> None:
+def test_examples_of_the_docstring() -> None:
     done = doctest.testmod(voice_translator)
     assert done.attempted >= 5
     assert done.failed == 0
@@ -558,7 +619,107 @@ def test_an_impossible_encoding_is_refused(change: dict, message: str) -> None:
         Encoding(**change)
 
 
-# The way back.
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((1, 5, 4), math.nan), "images range from nan to nan; the translator takes"),
+        (torch.linspace(-1, 1, 20).view(1, 5, 4), "images range from -1 to 1; the translator"),
+        (torch.full((1, 5, 4), 255.0), "images range from 255 to 255; the translator takes"),
+        (np.full((1, 5, 4), 255.0), "images range from 255 to 255"),
+        (Image.new("L", (4, 5)), "images are Image; the translator takes a tensor or a NumPy"),
+        ([[[0.0]]], "images are list; the translator takes a tensor or a NumPy array"),
+        (np.zeros((1, 5, 4), np.int16), "images are torch.int16; the translator takes uint8"),
+    ],
+)
+def test_an_impossible_image_is_refused(images: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VoiceTranslator(Encoding(**SMALL))(images)
+
+
+def test_the_range_is_validated_on_the_cpu_or_if_demanded() -> None:
+    translator, images = VoiceTranslator(Encoding(**SMALL)), torch.full((1, 5, 4), 2.0)
+    assert translator(images, validate=False).isfinite().all()
+    with PretendedGPU():
+        translator.to("cuda:0")
+        assert translator(images.to("cuda:0")).isfinite().all()
+        with pytest.raises(ValueError, match="images range from 2 to 2"):
+            translator(images.to("cuda:0"), validate=True)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, np.float64])
+def test_a_numpy_array_is_an_image(kind: type) -> None:
+    e = Encoding(**SMALL)
+    images = greys(e, count=2).astype(kind) / (1 if kind is np.uint8 else kind(255))
+    images = images.astype(kind)
+    images.setflags(write=False)
+    translator = VoiceTranslator(e)
+    assert translator(images).equal(translator(torch.tensor(images)))
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    e = Encoding(rows=np.int64(28), seconds=np.float64(1.05), click=np.bool_(True))
+    assert e == Encoding(click=True)
+    assert type(e.rows) is int and type(e.click) is bool
+    assert Encoding(contrast=np.float32(0.5)).contrast == 0.5
+    with pytest.raises(ValueError, match="rows is 28.0, but must be a whole number"):
+        Encoding(rows=np.float32(28))
+
+
+def test_a_curve_is_one_entry_and_an_unknown_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in CURVES:
+        assert Encoding(curve=name).frequencies().shape == (28,)
+    with pytest.raises(ValueError, match="must be one of exponential, linear, tanh, mel, bark"):
+        Encoding(curve="quadratic")
+    monkeypatch.setitem(CURVES, "quadratic", lambda position, e: 80 + 1000 * position**2)
+    assert Encoding(curve="quadratic").frequencies()[-1] == 1080
+
+
+ALL_CUES = {"window": "spline", "stereo": True, "smoothing": True, "click": True}
+by_cues = pytest.mark.parametrize("changes", [{}, ALL_CUES], ids=["the paper's", "all cues"])
+
+
+@by_cues
+def test_transforms_of_torch_func(changes: dict) -> None:
+    e = Encoding(**{**SMALL, "sample_rate": 16040, **changes})
+    translator = VoiceTranslator(e).double()
+    images = 0.4 + 0.1 * torch.from_numpy(greys(e, count=3)).double() / 255
+    expected = torch.autograd.functional.jacobian(translator, images[:1])
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(jacobian(translator)(images[:1]), expected)
+    one_by_one = torch.func.vmap(lambda image: translator(image[None])[0])(images)
+    torch.testing.assert_close(one_by_one, translator(images))
+    with forward_ad.dual_level():
+        sound = translator(forward_ad.make_dual(images[:1], images[:1]))
+        tangent = forward_ad.unpack_dual(sound).tangent
+    torch.testing.assert_close(
+        tangent.flatten(), expected.flatten(0, -4).flatten(1) @ images[0].flatten()
+    )
+
+
+@by_cues
+@pytest.mark.parametrize("size", [(5, 4), (9, 7)], ids=["same", "larger"])
+def test_export_with_a_dynamic_batch(changes: dict, size: tuple[int, int]) -> None:
+    translator = VoiceTranslator(Encoding(**{**SMALL, **changes}))
+    images = torch.rand(70, *size, generator=torch.Generator().manual_seed(0))
+    batch = ({0: torch.export.Dim("batch")}, None, None)
+    exported = torch.export.export(translator, (images[:2],), dynamic_shapes=batch[:1])
+    for count in (1, 3, 70):
+        sound = exported.module()(images[:count])
+        torch.testing.assert_close(sound, translator(images[:count]), rtol=0, atol=1e-6)
+
+
+def test_a_constant_that_was_made_in_inference_mode_takes_part_in_gradients() -> None:
+    voice_translator._shrinking.cache_clear()
+    with torch.inference_mode():
+        voice_translator._shrunk_by_products(torch.rand(1, 1, 8, 8), (4, 4))
+    images = torch.rand(1, 1, 8, 8, requires_grad=True)
+    voice_translator._shrunk_by_products(images, (4, 4)).sum().backward()
+    assert images.grad.count_nonzero() == 64
+
+
+# The image from its sound.
 
 
 @pytest.mark.parametrize(
@@ -577,7 +738,7 @@ def test_the_image_is_found_in_its_sound(changes: dict) -> None:
     torch.testing.assert_close(found, images[0].double() / 255, rtol=0, atol=0.02)
 
 
-def test_grey_levels_are_found_exactly_and_another_scheme_finds_another_image() -> None:
+def test_grey_levels_are_found_exactly_and_another_scheme_gives_another_image() -> None:
     e = Encoding(**{**SMALL, "seconds": 0.3}, contrast=0.0, grey_levels=16, smoothing=True)
     images = torch.from_numpy(greys(e, seed=2))
     sound = VoiceTranslator(e)(images)[0]
@@ -595,3 +756,41 @@ def test_grey_levels_are_found_exactly_and_another_scheme_finds_another_image() 
 def test_a_sound_of_another_scheme_is_refused(sound: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="give the encoding that it was made with"):
         estimate_image(sound, Encoding(**SMALL))
+
+
+def test_a_sound_that_is_clipped_throughout_is_refused() -> None:
+    e = Encoding(**SMALL)
+    with pytest.raises(ValueError, match="clipped in more than half of its samples"):
+        estimate_image(torch.randn(e.samples).sign(), e)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_the_contrast_is_undone_where_it_did_not_saturate(negative: bool) -> None:
+    e = Encoding(**{**SMALL, "columns": 6, "seconds": 0.3}, contrast=1.0, negative=negative)
+    grey = 100 + torch.from_numpy(greys(e, seed=4)).long() % 40
+    found, lost = undo_contrast(estimate_image(VoiceTranslator(e)(grey.byte())[0], e), e)
+    assert not lost.any()
+    torch.testing.assert_close(found, grey[0].double() / 255, rtol=0, atol=0.01)
+    grey[0, 0, 0], grey[0, 1, 1] = 255, 0  # beyond the range
+    found, lost = undo_contrast(estimate_image(VoiceTranslator(e)(grey.byte())[0], e), e)
+    assert lost.sum() == 2 and lost[0, 0] and lost[1, 1]
+    torch.testing.assert_close(found, grey[0].double() / 255, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, ALL_CUES, {"curve": "mel", "pitch_position": "middle", "negative": True}],
+    ids=["the paper's", "all cues", "middle"],
+)
+def test_the_start_of_a_soundscape_is_found_in_a_recording(changes: dict) -> None:
+    e = Encoding(rows=9, columns=7, seconds=0.3, highest_hz=5000.0, **changes)
+    sound = VoiceTranslator(e)(torch.from_numpy(greys(e)))[0]
+    random = torch.Generator().manual_seed(0)
+    recording = 0.01 * torch.randn(*sound.shape[:-1], e.samples + 3000, generator=random)
+    recording[..., 1234 : 1234 + e.samples] += sound
+    assert find_start(recording, e) == 1234
+    with pytest.raises(ValueError, match="fits nowhere in the recording; cut the recording to"):
+        find_start(torch.randn(e.samples + 500, generator=random), e)
+    twice = torch.cat([sound, sound], -1)
+    with pytest.raises(ValueError, match="fits in several places in the recording"):
+        find_start(twice, e)

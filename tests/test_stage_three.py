@@ -269,7 +269,8 @@ def test_replay_teaches_to_imagine_the_images_of_the_frozen_generator(results: P
         settings = {**objective, **schedule, "learning_rate": rate, "images_per_epoch": images}
         model = LateBlind.load(run_stage(results, **settings))
         with torch.no_grad():
-            error.append((model(downsample_lstsq(drawn)[:, 0], validate=False) - drawn).square().mean().item())
+            imagined = model(downsample_lstsq(drawn)[:, 0], validate=False)
+            error.append((imagined - drawn).square().mean().item())
     assert error[1] < 0.6 * error[0]
 
 

@@ -1,5 +1,5 @@
-"""The translator against the formulas it is made of, written out slowly in float64, and the
-properties of the sound."""
+"""The translator against its formulas, written out slowly in float64, and the properties of the
+sound."""
 
 import math
 
@@ -86,7 +86,7 @@ def translate(e: Encoding, images: np.ndarray) -> torch.Tensor:
     return VoiceTranslator(e)(torch.from_numpy(images))
 
 
-# It is what the formulas say.
+# Agreement with the formulas.
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_amplitude_of_white_and_of_black() -> None:
     assert amplitudes[0, 0, 0] == 0
 
 
-def test_the_congenitally_blind_scheme_is_64_by_64_and_else_the_same() -> None:
+def test_the_congenitally_blind_scheme_is_64_by_64() -> None:
     assert Encoding.congenitally_blind() == Encoding(rows=64, columns=64)
 
 
@@ -214,7 +214,7 @@ def test_a_single_row_and_column_is_one_tone() -> None:
     )
 
 
-# What one hears.
+# Properties of the sound.
 
 
 def test_black_is_silent() -> None:
@@ -224,7 +224,7 @@ def test_black_is_silent() -> None:
 
 
 @pytest.mark.parametrize("negative", [False, True])
-def test_what_rounds_to_black_is_silent_and_can_still_learn_to_sound(negative: bool) -> None:
+def test_a_level_that_rounds_to_black_is_silent_and_has_a_gradient(negative: bool) -> None:
     e = Encoding(contrast=0.0, negative=negative)
     for grey, sounds in ((-0.4, False), (1e-6, False), (0.49, False), (0.51, True)):
         level = torch.full(
@@ -250,8 +250,8 @@ def peaks(e: Encoding) -> np.ndarray:
 
 @pytest.mark.parametrize("curve", ["exponential", "linear", "tanh"])
 def test_a_dot_moved_up_raises_its_pitch(curve: str) -> None:
-    # With four columns one of them lasts 0.26 s, long enough to tell the lowest rows apart, which
-    # are 14 Hz apart.
+    # With four columns one of them lasts 0.26 s, long enough to separate the lowest rows,
+    # which are 14 Hz apart.
     e = Encoding(columns=4, curve=curve)
     heard = peaks(e)
     assert (np.diff(heard) < 0).all()  # from the top row down
@@ -578,7 +578,7 @@ def test_an_impossible_type_is_refused(dtype: torch.dtype) -> None:
         VoiceTranslator()(torch.zeros(1, 28, 28).to(dtype))
 
 
-def test_a_leak_changes_no_sound_and_lets_the_gradient_through_saturated_pixels() -> None:
+def test_straight_through_changes_no_sound_and_passes_the_gradient_of_saturated_pixels() -> None:
     translator = VoiceTranslator()
     image = torch.zeros(1, 28, 28)
     image[:, 5:20, 8:20] = 1.0  # white and black, all of it beyond the contrast's range

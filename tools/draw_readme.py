@@ -189,8 +189,7 @@ def draw_photo(path: Path) -> None:
     translator = VoiceTranslator(encoding)
     grey = Image.fromarray(load_sample_image("china.jpg")).convert("L")
     image = translator.resized(torch.from_numpy(np.array(grey))[None]) / 255
-    hz = (encoding.lowest_hz, encoding.highest_hz)
-    draw_spectrogram(path, image[0], translator(image)[0], encoding.sample_rate, hz, log=True)
+    draw_spectrogram(path, image[0], translator(image)[0], encoding)
     with Image.open(path) as drawn:
         size = (drawn.width * 7 // 10, drawn.height * 7 // 10)
         smaller = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS)

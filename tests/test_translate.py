@@ -1,8 +1,12 @@
-"""The translator's command, as people use it, and the files that it reads."""
+"""The translator's command, and the picture and sound files that it reads and writes."""
 
+import dataclasses
+import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,13 @@ from conftest import ROOT
 from PIL import Image
 from pretended_gpu import PretendedGPU
 
+import common.media
 import voice_translator
 from common.files import UserError
-from common.media import read_picture, read_sound
-from voice_translator import Config, Encoding, VoiceTranslator, estimate_image, main, to_pcm16
+from common.media import find_pictures, read_picture, read_sound
+from tools import translate
+from tools.translate import COMMENT, ENCODINGS, Config, main
+from voice_translator import Encoding, VoiceTranslator, estimate_image, to_pcm16
 
 E = Encoding(rows=8, columns=6, seconds=0.1)
 RAMP = np.linspace(0, 255, 20 * 30).round().astype(np.uint8).reshape(20, 30)
@@ -28,9 +35,11 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(ROOT / "voice_translator.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(
+    *arguments: str, cwd: Path, python: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, *python, str(ROOT / "voice_translator.py"), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         line, capture_output=True, text=True, cwd=cwd, env=environment, check=False
     )
@@ -51,24 +60,29 @@ def test_a_photo_becomes_a_stereo_soundscape_and_a_picture_of_it(photo: Path) ->
         assert seen.width > 1000
 
 
-def test_flags_start_from_the_preset_and_an_impossible_one_is_refused_in_one_line(
+def test_flags_start_from_the_preset_and_an_impossible_one_is_refused(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def command(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["voice_translator.py", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            voice_translator._command()
+            translate.run()
         return stopped.value.code
 
     assert command(str(photo), "-o", "x.wav", "--rows", "64", "--highest-hz", "9000") == 2
     assert capsys.readouterr().err == (
-        "voice_translator.py: encoding: highest_hz 9000.0 lies above 8000.0 Hz, the Nyquist frequency; lower it or raise "
-        "sample_rate.\n"
+        "voice_translator.py: encoding: highest_hz 9000.0 lies above 8000.0 Hz, the Nyquist "
+        "frequency; lower it or raise sample_rate.\n"
     )
     assert command("--preset", "hificode", "--help") == 0
     shown = capsys.readouterr().out
     assert "default: 44100" in shown
     assert "--tanh-slope" in shown
+    for name in ENCODINGS:
+        assert command(str(photo), "--preset", name, "-o", "x.wav", "--batch", "0") == 2
+        assert "--batch is 0; give at least 1" in capsys.readouterr().err
+    assert command(str(photo), "--preset", "hifi", "-o", "x.wav") == 2
+    assert all(name in capsys.readouterr().err for name in ["hificode"])
     monkeypatch.setattr(Config, "preset", "hificode")  # as in an edited header
     assert command("--help") == 0
     assert "default: 44100" in capsys.readouterr().out
@@ -97,20 +111,16 @@ def test_a_folder_and_a_glob_become_a_folder_of_sounds(tmp_path: Path) -> None:
     assert soundfile.info(tmp_path / "flac" / "a.flac").subtype == "PCM_16"
 
 
-def test_on_a_gpu_a_picture_is_shrunk_on_the_cpu_or_by_products_where_it_is_large(
+def test_a_picture_is_shrunk_on_the_cpu_and_a_large_one_on_a_gpu_by_products(
     photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's own kernel for GPUs refuses to shrink what is 47 times as large, in float64."""
+    """PyTorch's own kernel for GPUs refuses to shrink by a factor of 47 in float64."""
     e = Encoding(rows=8, columns=6, seconds=0.3)
     main(Config((photo,), photo.parent / "cpu.wav", encoding=e, device="cpu"))
-    shrunk, products, by_products = (
-        voice_translator.shrunk,
-        voice_translator._shrunk_by_products,
-        [],
-    )
-    places = []
+    shrink, products = voice_translator.shrink, voice_translator._shrunk_by_products
+    places, by_products = [], []
     monkeypatch.setattr(
-        voice_translator, "shrunk", lambda x, size: (places.append(x.is_cuda), shrunk(x, size))[1]
+        voice_translator, "shrink", lambda x, size: (places.append(x.is_cuda), shrink(x, size))[1]
     )
     monkeypatch.setattr(
         voice_translator,
@@ -124,7 +134,7 @@ def test_on_a_gpu_a_picture_is_shrunk_on_the_cpu_or_by_products_where_it_is_larg
         translator = VoiceTranslator(e).to("cuda:0")
         small = translator.resized(large.to("cuda:0")).cpu()
         translator.resized(large[:, ::2].to("cuda:0"))
-    voice_translator._shrinking.cache_clear()  # no other test shall meet this GPU's
+    voice_translator._shrinking.cache_clear()  # made on the pretended GPU
     assert (places, by_products) == ([False, True, True], [47 * 8])
     torch.testing.assert_close(small, VoiceTranslator(e).resized(large))
     sounds = [
@@ -135,21 +145,25 @@ def test_on_a_gpu_a_picture_is_shrunk_on_the_cpu_or_by_products_where_it_is_larg
 
 
 @pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
-def test_there_and_back(photo: Path, stereo: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_is_decoded_to_its_image(
+    photo: Path, stereo: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The decoded image is enlarged to its original's size."""
     e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0, stereo=stereo)
     sound, back = photo.with_suffix(".flac"), photo.parent / "back.png"
     main(Config((photo,), sound, encoding=e, device="cpu"))
     main(Config((photo,), back, decode=sound, encoding=e))
     said = capsys.readouterr().out.split("Its correlation with")[1].split(" is ")[1]
     with Image.open(back) as image:
-        shrunk = VoiceTranslator(e).resized(torch.from_numpy(RAMP)[None])[0].numpy()
-        np.testing.assert_allclose(np.asarray(image), shrunk, rtol=0, atol=6)
-        assert float(said.rstrip(".\n")) == pytest.approx(
-            np.corrcoef(np.asarray(image).ravel(), shrunk.ravel())[0, 1], abs=1e-3
-        )
+        assert image.size == (30, 20)
+        decoded = np.asarray(image.resize((6, 8), Image.Resampling.NEAREST))
+    seen = VoiceTranslator(e).resized(torch.from_numpy(RAMP)[None])[0].numpy()
+    np.testing.assert_allclose(decoded, seen, rtol=0, atol=6)
+    correlation = np.corrcoef(decoded.ravel(), seen.ravel())[0, 1]
+    assert float(said.rstrip(".\n")) == pytest.approx(correlation, abs=1e-3)
 
 
-def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -> None:
+def test_the_others_are_translated_when_one_picture_is_damaged(tmp_path: Path, photo: Path) -> None:
     (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:60])
     with pytest.raises(
         UserError, match=r"1 of 2 pictures were not translated: .*bad.png is damaged"
@@ -158,7 +172,7 @@ def test_one_bad_picture_does_not_cost_the_others(tmp_path: Path, photo: Path) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo.wav"]
 
 
-def test_one_picture_of_a_glob_goes_into_a_folder_and_a_long_name_or_a_hidden_file_costs_nothing(
+def test_one_picture_of_a_glob_goes_into_a_folder_and_hidden_files_are_left_out(
     photo: Path,
 ) -> None:
     folder = photo.parent / "in"
@@ -173,7 +187,7 @@ def test_one_picture_of_a_glob_goes_into_a_folder_and_a_long_name_or_a_hidden_fi
     assert [path.stem[0] for path in (photo.parent / "one").iterdir()] == ["n"]
 
 
-def test_what_one_writes_is_for_whom_one_lets_read(photo: Path) -> None:
+def test_an_output_has_the_permissions_of_other_new_files(photo: Path) -> None:
     before = os.umask(0o027)
     try:
         done = command("photo.png", "-o", "x.wav", "--device", "cpu", cwd=photo.parent)
@@ -185,9 +199,7 @@ def test_what_one_writes_is_for_whom_one_lets_read(photo: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where names are bytes")
-def test_a_name_that_no_terminal_shows_is_written_all_the_same(
-    photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_name_that_is_no_utf8(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in any locale but C
     done = command(
         "photo.png", "-o", os.fsdecode(b"x\xff.wav"), "--device", "cpu", cwd=photo.parent
@@ -210,17 +222,17 @@ def test_a_short_sound_is_drawn_too(photo: Path) -> None:
         assert drawn.width > 100
 
 
-def test_of_a_picture_of_one_grey_no_correlation_is_told(
+def test_a_picture_of_one_grey_has_no_correlation(
     photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (6, 8), 255).save(photo)
     main(Config((photo,), photo.parent / "x.wav", encoding=E, device="cpu"))
     main(Config((photo,), photo.parent / "back.png", decode=photo.parent / "x.wav", encoding=E))
-    assert "photo.png cannot be told, as one of them is of one grey" in capsys.readouterr().out
+    assert "photo.png is not defined, as one of them has one grey only" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_way_back_is_found_wherever_it_is_asked_for(mode: type) -> None:
+def test_an_image_is_estimated_in_any_mode(mode: type) -> None:
     sound = VoiceTranslator(E)(torch.from_numpy(RAMP[None, :8, :6]))[0]
     with mode():
         assert torch.equal(estimate_image(sound.clone(), E), expected := estimate_image(sound, E))
@@ -260,7 +272,7 @@ def test_the_way_back_is_found_wherever_it_is_asked_for(mode: type) -> None:
             {"output": "x.wav", "pictures": ("nothing*.png",)},
             "names no picture; give a picture, a folder",
         ),
-        ({"output": "x.wav", "batch": 0}, "--batch is 0"),
+        ({"output": "x.wav", "crop": True, "fit": True}, "--crop and --fit exclude each other"),
         ({"decode": "photo.wav", "spectrogram": "x.png"}, "--decode makes one image"),
         (
             {"decode": "missing.wav", "output": "x.png"},
@@ -272,7 +284,7 @@ def test_the_way_back_is_found_wherever_it_is_asked_for(mode: type) -> None:
         ),
         (
             {"decode": "other.wav", "output": "x.png"},
-            r"other.wav has 50 samples at 8000 Hz in 1 channel\(s\), but .* 1600 at",
+            r"other.wav has 50 samples at 8000 Hz in 1 channel\(s\), but .* 1600 at 16000",
         ),
         ({"decode": "right.wav", "output": "x.foo"}, "x.foo has no ending of a picture"),
         (
@@ -290,7 +302,7 @@ def test_the_way_back_is_found_wherever_it_is_asked_for(mode: type) -> None:
         ({"output": "file/x.wav"}, "file/x.wav cannot be written"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(
+def test_a_mistake_is_one_sentence(
     photo: Path, settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photo.parent)
@@ -311,6 +323,169 @@ def test_a_mistake_is_told_in_a_sentence(
     with pytest.raises(UserError, match=message):
         main(Config(**settings))
     assert sorted(Path().iterdir()) == before
+
+
+# What a sound file says of itself.
+
+
+def sound_file(path: Path, e: Encoding, image: np.ndarray = RAMP) -> Path:
+    Image.fromarray(image).save(path.with_suffix(".png"))
+    main(Config((path.with_suffix(".png"),), path, encoding=e, device="cpu"))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_sound_file_names_its_encoding(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0, curve="mel", stereo=True)
+    path = sound_file(tmp_path / f"x{suffix}", e)
+    with soundfile.SoundFile(path) as file:
+        assert json.loads(file.comment) == {COMMENT: dataclasses.asdict(e)}
+    main(Config(output=tmp_path / "named.png", decode=path))
+    main(Config(output=tmp_path / "given.png", decode=path, encoding=e))
+    assert (tmp_path / "named.png").read_bytes() == (tmp_path / "given.png").read_bytes()
+    other = dataclasses.replace(e, curve="bark", pitch_position="bottom")
+    wrong = {"preset": "late-blind"}, {"encoding": other}
+    for changes, said in zip(wrong, ("rows 8, not 28", "curve mel, not bark"), strict=True):
+        with pytest.raises(UserError, match=f"was made with another encoding .*{said}.*leave out"):
+            main(Config(output=tmp_path / "wrong.png", decode=path, **changes))
+    assert not (tmp_path / "wrong.png").exists()
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["{", "[" * 900, '{"rows": -1}', '{"unknown": 1}', "3", '{"rows": 1e999}', '{"rows": null}'],
+)
+def test_a_damaged_comment_is_refused(tmp_path: Path, comment: str) -> None:
+    with soundfile.SoundFile(tmp_path / "x.wav", "w", 16000, 1, "PCM_16") as file:
+        file.comment = f'{{"{COMMENT}": {comment}}}'
+        file.write(np.zeros(16800))
+    with pytest.raises(UserError, match="x.wav names an encoding that this version does not know"):
+        main(Config(output=tmp_path / "x.png", decode=tmp_path / "x.wav"))
+
+
+def test_a_sound_without_a_comment_is_decoded_by_the_flags(tmp_path: Path) -> None:
+    e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0)
+    samples, rate = soundfile.read(sound_file(tmp_path / "x.wav", e), dtype="int16")
+    for comment in ("made by hand", '{"other": 1}'):
+        with soundfile.SoundFile(tmp_path / "plain.wav", "w", rate, 1, "PCM_16") as file:
+            file.comment = comment
+            file.write(samples)
+        main(Config(output=tmp_path / "x2.png", decode=tmp_path / "plain.wav", encoding=e))
+        main(Config(output=tmp_path / "x3.png", decode=tmp_path / "x.wav"))
+        assert (tmp_path / "x2.png").read_bytes() == (tmp_path / "x3.png").read_bytes()
+
+
+def test_a_recording_with_a_lead_in_and_a_tail_is_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    e = Encoding(rows=8, columns=6, seconds=0.3)
+    samples, rate = soundfile.read(sound_file(tmp_path / "x.wav", e), dtype="int16")
+    soundfile.write(tmp_path / "long.wav", np.pad(samples, (800, 2000)), rate)
+    main(Config(output=tmp_path / "a.png", decode=tmp_path / "x.wav"))
+    main(Config(output=tmp_path / "b.png", decode=tmp_path / "long.wav", encoding=e))
+    assert "The soundscape begins at 0.0500 s." in capsys.readouterr().out
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    noise = np.random.default_rng(0).normal(0, 0.1, 6000)
+    soundfile.write(tmp_path / "noise.wav", noise, rate)
+    with pytest.raises(UserError, match="noise.wav: .* fits nowhere in the recording"):
+        main(Config(output=tmp_path / "c.png", decode=tmp_path / "noise.wav", encoding=e))
+
+
+def test_a_sound_that_is_no_soundscape_is_named(tmp_path: Path) -> None:
+    samples = np.zeros(E.samples)
+    shape = (E.samples,)
+    soundfile.write(tmp_path / "loud.wav", samples + 32768, E.sample_rate, "FLOAT")
+    with pytest.raises(
+        UserError, match=r"loud.wav has samples of up to 3.277e\+04, but a soundscape"
+    ):
+        read_sound(tmp_path / "loud.wav", E.sample_rate, shape)
+    square = np.sign(np.random.default_rng(0).normal(size=E.samples))
+    soundfile.write(tmp_path / "clipped.wav", square, E.sample_rate, "PCM_16")
+    with pytest.raises(UserError, match="clipped.wav: the sound is clipped in more than half"):
+        main(Config(output=tmp_path / "x.png", decode=tmp_path / "clipped.wav", encoding=E))
+    for subtype in ("IMA_ADPCM", "ULAW", "GSM610"):
+        rate = 8000 if subtype == "GSM610" else E.sample_rate
+        soundfile.write(tmp_path / "small.wav", samples, rate, subtype)
+        with pytest.raises(UserError, match="small.wav is compressed .*save the soundscape as WAV"):
+            read_sound(tmp_path / "small.wav", E.sample_rate, shape)
+    soundfile.write(tmp_path / "none.wav", samples[:0], E.sample_rate, "PCM_16")
+    with pytest.raises(UserError, match="none.wav says that it holds no samples; save it again"):
+        read_sound(tmp_path / "none.wav", E.sample_rate, shape)
+
+
+def test_saturated_pixels_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    e = Encoding(rows=8, columns=6, seconds=0.3)
+    main(Config(output=tmp_path / "y.png", decode=sound_file(tmp_path / "x.wav", e)))
+    grey = VoiceTranslator(e).resized(torch.from_numpy(RAMP)[None])
+    grey += e.contrast * (grey - grey.mean())
+    count = ((grey < 0.5) | (grey > 254.5)).sum()
+    assert f"The contrast saturated in {count} of 48 pixels" in capsys.readouterr().out
+
+
+# Proportions, paths and how Python is started.
+
+
+def test_a_picture_of_other_proportions_is_squeezed_cut_or_gets_bars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    e = Encoding(rows=8, columns=8, seconds=0.1, contrast=0.0)
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 20:40] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    images = {}
+    for flag in ("squeezed", "crop", "fit"):
+        changes = {} if flag == "squeezed" else {flag: True}
+        sound = tmp_path / f"{flag}.wav"
+        main(Config((tmp_path / "wide.png",), sound, encoding=e, device="cpu", **changes))
+        said = capsys.readouterr().out
+        assert ("squeezed to the proportions of 8 x 8: " in said) == (flag == "squeezed")
+        pcm = soundfile.read(sound, dtype="int16")[0].astype(int)
+        images[flag] = pcm
+    assert np.abs(images["crop"] - sound_of(wide[:, 20:40], e)).max() <= 1
+    assert np.abs(images["squeezed"] - sound_of(wide, e)).max() <= 1
+    assert np.abs(images["fit"] - sound_of(np.pad(wide, ((20, 20), (0, 0))), e)).max() <= 1
+    original = (tmp_path / "wide.png",)
+    main(Config(original, tmp_path / "c.png", decode=tmp_path / "crop.wav", crop=True))
+    with Image.open(tmp_path / "c.png") as decoded:
+        assert decoded.size == (20, 20)
+
+
+def test_names_of_any_language_work_in_any_locale(photo: Path) -> None:
+    photo.rename(photo.with_name("é.png"))
+    for line in (("-o", "é.flac"), ("--decode", "é.flac", "-o", "ö.png")):
+        done = command("é.png", *line, cwd=photo.parent, LC_ALL="C", PYTHONUTF8="0")
+        assert done.returncode == 0, done.stderr
+    names = {os.fsencode(path.name) for path in photo.parent.iterdir()}
+    assert names == {name.encode() for name in ("é.png", "é.flac", "ö.png")}
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(photo: Path) -> None:
+    home = photo.parent / "home"
+    home.mkdir()
+    done = command("photo.png", "--output=~/x.wav", cwd=photo.parent, HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert (home / "x.wav").exists()
+    assert not (photo.parent / "~").exists()
+
+
+def test_the_command_runs_without_its_folder_on_the_path(photo: Path) -> None:
+    """As `python -P` and `python -I` start it."""
+    done = command("photo.png", "-o", "x.wav", cwd=photo.parent, python=("-I",))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_imports_no_slow_library(photo: Path) -> None:
+    slow = ("matplotlib", "scipy", "torchvision", "sklearn", "torchmetrics")
+    code = (
+        f"import sys; sys.argv = ['x', {str(photo)!r}, '-o', {str(photo.with_suffix('.wav'))!r}]\n"
+        "from tools import translate; translate.run()\n"
+        f"print([name for name in {slow} if name in sys.modules])"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.endswith("[]\n")
 
 
 # Pictures, which are not trusted.
@@ -353,7 +528,7 @@ def test_pictures_of_every_kind(tmp_path: Path) -> None:
         assert np.abs(image.int().numpy() - expected).max() <= tolerance, name
 
 
-def test_a_picture_of_12_bits_in_16_is_told(
+def test_a_picture_of_12_bits_in_16_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(RAMP.astype(np.uint16) * 16).save(tmp_path / "twelve.png")
@@ -365,6 +540,83 @@ def test_a_picture_of_12_bits_in_16_is_told(
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
     read_picture(tmp_path / "sixteen.png")
     assert not capsys.readouterr().out
+
+
+def tiff(path: Path, levels: np.ndarray, bits: int, photometric: int) -> None:
+    """Write grey levels as a TIFF of one strip, by its specification."""
+    if bits == 16:
+        data = levels.astype("<u2").tobytes()
+    elif bits == 8:
+        data = levels.astype(np.uint8).tobytes()
+    else:
+        data = np.packbits(levels.astype(np.uint8), axis=1).tobytes()
+    height, width = levels.shape
+    tags = ((256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8),
+            (277, 1), (278, height), (279, len(data)))  # fmt: skip
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    padding = b"\0" * (len(data) % 2)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    start = 8 + len(data) + len(padding)
+    path.write_bytes(b"II*\0" + struct.pack("<I", start) + data + padding + directory)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+@pytest.mark.parametrize("photometric", [0, 1], ids=["white is zero", "black is zero"])
+def test_a_tiff_of_any_depth_and_photometric_interpretation(
+    tmp_path: Path, bits: int, photometric: int
+) -> None:
+    white = 2**bits - 1
+    seen = np.array([[0, white, 0, white], [white, white, 0, 0], [white // 2, 0, 0, white]])
+    tiff(tmp_path / "x.tif", seen if photometric else white - seen, bits, photometric)
+    expected = (seen * 255 + white // 2) // white
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.tif").numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)]
+)
+@pytest.mark.parametrize("transparent", [False, True], ids=["opaque", "transparent"])
+def test_a_png_of_any_depth_with_a_transparent_colour(
+    tmp_path: Path, bits: int, colour: int, transparent: bool
+) -> None:
+    """A PNG by its specification; colour 0 is grey, 2 is RGB. The second level is transparent."""
+    white = 2**bits - 1
+    levels = np.array([0, white, white // 2, white, white - white // 4, 0, 0, white])
+    samples = levels.repeat(3 if colour else 1)
+    if bits == 16:
+        row = samples.astype(">u2").tobytes()
+    else:
+        row = np.packbits(np.unpackbits(samples.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :])
+        row = row.tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )  # fmt: skip
+
+    key = struct.pack(">H", white) * (3 if colour else 1)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", len(levels), 1, bits, colour, 0, 0, 0)
+    )
+    if transparent:
+        content += chunk(b"tRNS", key)
+    content += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(content)
+    seen = np.where(levels == white, 0, levels) if transparent else levels
+    found = read_picture(tmp_path / "x.png").int().numpy()[0]
+    assert np.abs(found - seen * 255 / white).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["x.jp2", "x.tga"])
+def test_jpeg_2000_and_tga_are_read(tmp_path: Path, name: str) -> None:
+    Image.fromarray(RAMP).save(tmp_path / name)
+    assert np.abs(read_picture(tmp_path / name).int().numpy() - RAMP).max() <= 2
+    assert find_pictures([tmp_path]) == [tmp_path / name]
+    (tmp_path / name).rename(tmp_path / "x.png")  # only its name says that it is a TGA
+    if name == "x.tga":
+        with pytest.raises(UserError, match="x.png is damaged, or no picture that Pillow reads"):
+            read_picture(tmp_path / "x.png")
 
 
 def test_a_transparent_palette_is_read_over_black(tmp_path: Path) -> None:
@@ -384,7 +636,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
         UserError, match="huge.png has more than 64 million pixels; make it smaller"
     ):
         read_picture(tmp_path / "huge.png")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 99)
+    monkeypatch.setattr(common.media, "MAX_PIXELS", 99)
     with pytest.raises(UserError, match="small.png has more than"):
         read_picture(tmp_path / "small.png")
 
@@ -392,9 +644,8 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path, photo: Path) -> None:
     whole = photo.read_bytes()
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tif")
-    broken = (
-        whole[:36] + b"\0" + whole[37:]
-    )  # the second chunk's length, for which Pillow raises a SyntaxError
+    # Of the second chunk's length; Pillow raises a SyntaxError.
+    broken = whole[:36] + b"\0" + whole[37:]
     contents = {
         "cut.png": whole[: len(whole) // 2],
         "broken.png": broken,
