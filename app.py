@@ -9,9 +9,12 @@ machine alone, at 127.0.0.1, and works without a network. docs/app.md describes 
 it."""
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import Limit, command_line
 from common.device import choose_device

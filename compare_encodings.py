@@ -26,9 +26,12 @@ A key stands for the settings; settings.json holds them. After Ctrl-C the same c
 and a finished trial never runs again. The tables show all encodings in the folder that are finished
 with these settings and seeds, and the correction counts them."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 import emnist_dcgan
 import evaluate

@@ -10,6 +10,7 @@ generator, metrics.json, log.jsonl, curves.png, and samples_001.png ... of the s
 every epoch. On one GPU it takes two minutes."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,8 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.checkpoint import checkpoint_hashes
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line

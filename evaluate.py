@@ -22,9 +22,12 @@ recorded.
 
 `--controls` writes `controls/` into the run; see evaluation/controls.py."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import Limit, Seed, command_line
 from common.device import choose_device

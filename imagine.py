@@ -10,12 +10,15 @@ bring a scan into this form. The model knows only what its data set held; anothe
 what is nearest to it."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import Limit, command_line
 from common.device import choose_device

@@ -14,9 +14,12 @@ page. The page needs jsPsych: run `npm ci` once.
 `--score` writes `score/`: table.md, answers.csv with all trials, and people.png. `--machine` and
 `--simulate` write `answers/`, in the format of the page. See docs/listening_test.md."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import Count, Fraction, Limit, Seed, command_line
 from common.device import choose_device

@@ -10,12 +10,15 @@ classifier through which stage three is trained, and `results/judges/`: the judg
 kernel, which rate what the model imagines. Each folder holds checkpoint.pt, metrics.json, log.jsonl
 and curves.png. On one GPU it takes a minute."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, command_line
 from common.device import choose_device, place

@@ -19,6 +19,7 @@ training: its accuracy, and the Frechet distance between imagined and real image
 
 import copy
 import os
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.checkpoint import checkpoint_hashes
 from common.cli import BatchSize, Count, Fraction, LearningRate, Limit, Seed, Weight, command_line

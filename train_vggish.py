@@ -8,6 +8,7 @@ It reads MNIST, which is downloaded on first use. It writes `results/train_vggis
 metrics.json, log.jsonl, curves.png, and soundscapes.png with soundscapes.wav. On one GPU it takes
 half a minute; small takes minutes on two cores."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import BatchSize, Count, LearningRate, Limit, Seed, Weight, command_line
 from common.device import autocast, choose_device, place

@@ -606,7 +606,7 @@ def _is_traced() -> bool:
 def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize `(B, 1, H, W)` images to a smaller `size`, bilinear and antialiased.
 
-    A GPU does it by the same two matrix products, if it shall be deterministic, or where its own
+    A GPU does it by two equal matrix products, if it must be deterministic, or where its own
     kernel would not hold the weights."""
     steepest = max(old / new for old, new in zip(images.shape[2:], size, strict=True))
     if images.is_cuda and (

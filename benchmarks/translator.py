@@ -1,13 +1,13 @@
-"""How fast the translator is, as ratios measured side by side in one run.
+"""How fast the translator is, as ratios that are measured side by side in one run.
 
-    # on the CPU and, where there is one, the GPU; about a minute
+    # on the CPU with one thread and with all, and on the GPU if there is one; about two minutes
     python -m benchmarks.translator
-    python -m benchmarks.translator --threads 1
 
-Against the formulas written out for one image at a time: in NumPy, as the published encoders do it,
-and as three loops in pure Python. Both are written from the formulas, and held against the
-translator before anything is timed. The methods take turns, so that whatever else the machine does
-disturbs all of them; the median counts, and the spread is shown."""
+The formulas written out for one image at a time are timed beside it: in NumPy, as the published
+encoders do it, and as three loops in pure Python. Both are compared with the translator before
+anything is timed. The methods take turns, so that all of them are disturbed by the same other work.
+The median counts, and the spread is shown. The last column is the share of the rate of a bare
+matrix product, which holds on other machines too."""
 
 import ctypes
 import math
@@ -23,23 +23,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import command_line, progress_bar
+from common.cli import Count, command_line, progress_bar
 from common.device import device_name
-from voice_translator import Encoding, VoiceTranslator
+from voice_translator import Encoding, VoiceTranslator, to_pcm16
 
 PAPER = Encoding(sample_rate=22050)  # the published rate
 HIFICODE = Encoding.hificode(stereo=True)
+CASES = {  # name -> encoding, images a batch, to 16-bit samples
+    "paper, one by one": (PAPER, 1, False),
+    "paper, batch 256": (PAPER, 256, False),
+    "stereo hificode, one by one": (HIFICODE, 1, False),
+    "stereo hificode, one by one, 16 bit": (HIFICODE, 1, True),
+    "stereo hificode, batch 64": (HIFICODE, 64, False),
+    "stereo hificode, batch 64, 16 bit": (HIFICODE, 64, True),
+}
+PRODUCT = 1536  # rows and columns of the bare matrix product
 
 
 @dataclass(frozen=True)
 class Config:
-    rounds: int = 5  # in each of which every method is timed once
-    threads: int | None = None  # of the CPU; None: as many as PyTorch takes
+    rounds: Count = 5  # Rounds, in each of which every method is timed once.
 
 
 def numpy_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
     """One image of the paper's scheme, `(rows, columns)` uint8 -> `(samples,)` float64: every
-    sinusoid is computed anew."""
+    sinusoid is computed again."""
     px = image.astype(np.float64)
     px = np.clip(px + e.contrast * (px - px.mean()), 0, 255)
     amplitudes = np.where(px > 0, 10 ** ((px / 16 - 15) / 10), 0)[::-1]
@@ -51,7 +59,7 @@ def numpy_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
 
 
 def python_soundscape(image: list[list[int]], e: Encoding) -> list[float]:
-    """The same, in three loops: columns, samples, rows."""
+    """The same in three loops: columns, samples, rows."""
     mean = sum(map(sum, image)) / (e.rows * e.columns)
     phases = e.phases().tolist()
     hz = [e.lowest_hz * (e.highest_hz / e.lowest_hz) ** (i / (e.rows - 1)) for i in range(e.rows)]
@@ -72,24 +80,33 @@ def python_soundscape(image: list[list[int]], e: Encoding) -> list[float]:
     return sound
 
 
-def translating(e: Encoding, batch: int, device: torch.device) -> Callable[[], None]:
-    """A batch of images that lies on the device, made sound there."""
+def translating(
+    e: Encoding, batch: int, device: torch.device, pcm: bool = False
+) -> Callable[[], None]:
+    """A function that translates a batch of images on the device, to 16-bit samples if `pcm`."""
     translator = VoiceTranslator(e).to(device)
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        0, 256, (batch, e.rows, e.columns), dtype=torch.uint8, generator=random
-    ).to(device)
+    size = (batch, e.rows, e.columns)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=random).to(device)
 
     def translate() -> None:
         with torch.inference_mode():
-            translator(images)
+            sounds = translator(images)
+            if pcm:
+                to_pcm16(sounds)
 
     return translate
 
 
+def operations(e: Encoding) -> int:
+    """Floating-point operations of the matrix products of an image."""
+    powers = 3 if e.window == "spline" else 1
+    return 2 * powers * e.rows * e.samples * (2 if e.stereo else 1)
+
+
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """Of one call, from as many as fill `at_least` seconds. A GPU is waited for after the last of
-    them alone, as at the end of an epoch."""
+    """Seconds of one call, from as many calls as fill `at_least` seconds. A GPU is waited for after
+    the last one only, as at the end of an epoch."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     calls = 1
@@ -105,8 +122,8 @@ def seconds_of(work: Callable[[], object], device: torch.device, at_least: float
 
 
 def peak_mebibytes(e: Encoding, batch: int) -> float:
-    """What a batch on the CPU takes at its peak, output included, beside the translator: by Linux's
-    high-water mark of a process of its own, in which nothing lies about that was freed before."""
+    """The most memory of a batch on the CPU, with its output, beside the translator. It is Linux's
+    high-water mark of a new process, in which nothing was freed before."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as process:
         return process.submit(_peak, e, batch).result()
@@ -115,9 +132,8 @@ def peak_mebibytes(e: Encoding, batch: int) -> float:
 def _peak(e: Encoding, batch: int) -> float:
     translating(e, 1, torch.device("cpu"))()  # what PyTorch allocates once
     translate = translating(e, batch, torch.device("cpu"))
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # or what was freed while the bank was made would serve the batch unseen
+    # What was freed while the bank was made would serve the batch unseen.
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
     translate()
@@ -132,79 +148,69 @@ def resident(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main(config: Config) -> dict[str, list[float]]:
-    """Print the tables; returns the images per second of every row, one a round."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+def rates_of(
+    works: dict[str, tuple[Callable[[], object], int]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Images per second of every method, one number a round."""
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    for work, _ in works.values():
+        work()  # the first call pays for allocations
+    for _ in progress_bar(range(rounds), "rounds"):
+        for name, (work, images) in works.items():
+            rates[name].append(images / seconds_of(work, device))
+    return rates
+
+
+def main(config: Config) -> dict[str, dict[str, list[float]]]:
+    """Print the tables; returns the images per second of every row, one a round, by device."""
     torch.set_flush_denormal(True)
     cpu = torch.device("cpu")
     image = np.random.default_rng(0).integers(0, 256, (PAPER.rows, PAPER.columns)).astype(np.uint8)
     ours = VoiceTranslator(PAPER)(torch.from_numpy(image)[None])[0].numpy()
     assert np.abs(ours - numpy_soundscape(image, PAPER)).max() < 1e-5
     assert np.abs(ours - np.array(python_soundscape(image.tolist(), PAPER))).max() < 1e-5
-
-    works = {  # name -> (work, images in it, where)
-        "three loops in Python": (lambda: python_soundscape(image.tolist(), PAPER), 1, cpu),
-        "NumPy, one image": (lambda: numpy_soundscape(image, PAPER), 1, cpu),
-        "ours, CPU, one by one": (translating(PAPER, 1, cpu), 1, cpu),
-        "ours, CPU, batch 256": (translating(PAPER, 256, cpu), 256, cpu),
-        "ours, CPU, stereo hificode, one by one": (translating(HIFICODE, 1, cpu), 1, cpu),
-        "ours, CPU, stereo hificode, batch 64": (translating(HIFICODE, 64, cpu), 64, cpu),
+    slow = {
+        "three loops in Python": (lambda: python_soundscape(image.tolist(), PAPER), 1),
+        "NumPy, one image": (lambda: numpy_soundscape(image, PAPER), 1),
     }
+    every = torch.get_num_threads()
+    places = {f"CPU, {threads} thread(s)": (cpu, threads) for threads in sorted({1, every})}
     if torch.cuda.is_available():
-        gpu = torch.device("cuda")
-        works |= {
-            "ours, GPU, batch 256": (translating(PAPER, 256, gpu), 256, gpu),
-            "ours, GPU, stereo hificode, one by one": (translating(HIFICODE, 1, gpu), 1, gpu),
-            "ours, GPU, stereo hificode, batch 64": (translating(HIFICODE, 64, gpu), 64, gpu),
-        }
-    square = torch.rand(1536, 1536)
-    basis = VoiceTranslator(HIFICODE).bank
-    rates: dict[str, list[float]] = {name: [] for name in works}
-    flops, bytes_read = [], []
-    for work, _, _ in works.values():
-        work()  # the first call pays for allocations
-    for _ in progress_bar(range(config.rounds), "rounds"):
-        for name, (work, images, device) in works.items():
-            rates[name].append(images / seconds_of(work, device))
-        flops.append(2 * 1536**3 / seconds_of(lambda: torch.mm(square, square), cpu))
-        bytes_read.append(basis.numel() * 4 / seconds_of(lambda: basis.sum(), cpu))
-
-    print(f"{device_name(cpu)}, torch {torch.__version__}" + _gpu_name())
-    print(
-        "| paper's scheme: 28 x 28, 22,050 Hz, 1.05 s; hificode: 64 x 64, 44,100 Hz | images/s "
-        "(spread) | times NumPy |"
-    )
-    print("|---|---|---|")
-    middle = {name: statistics.median(rate) for name, rate in rates.items()}
-    for name, rate in rates.items():
-        ratio = "" if "hificode" in name else f"{middle[name] / middle['NumPy, one image']:,.3g}"
-        print(f"| {name} | {middle[name]:,.3g} ({min(rate):,.3g} to {max(rate):,.3g}) | {ratio} |")
-    work, bank = 2 * 3 * HIFICODE.rows * 2 * HIFICODE.samples, basis.numel() * 4
-    rate, bandwidth = statistics.median(flops), statistics.median(bytes_read)
-    print(
-        f"the most that this CPU could do of stereo hificode: in batches {rate / work:,.0f} "
-        "images/s, by its matrix rate "
-        f"({rate / 1e9:.0f} GFLOP/s; {work / 1e6:.0f} MFLOP an image); one by one "
-        f"{bandwidth / bank:,.0f}, "
-        f"by reading the bank ({bandwidth / 1e9:.1f} GB/s; {bank / 1e6:.0f} MB)"
-    )
-    for name, e, batch in (
-        ("paper's, batch 256", PAPER, 256),
-        ("stereo hificode, batch 64", HIFICODE, 64),
-    ):
+        places[torch.cuda.get_device_name()] = (torch.device("cuda"), every)
+    print(f"{device_name(cpu)}, torch {torch.__version__}. Paper: 28 x 28, 22,050 Hz, 1.05 s.")
+    found = {}
+    for place, (device, threads) in places.items():
+        torch.set_num_threads(threads)
+        square = torch.rand(PRODUCT, PRODUCT, device=device)
+        works = dict(slow) if device == cpu else {}
+        for name, (e, batch, pcm) in CASES.items():
+            works[name] = (translating(e, batch, device, pcm), batch)
+        works["product"] = (partial(torch.mm, square, square), 1)
+        found[place] = rates = rates_of(works, device, config.rounds)
+        middle = {name: statistics.median(rate) for name, rate in rates.items()}
+        flops = 2 * PRODUCT**3 * middle.pop("product")
+        found.setdefault("NumPy", rates)
+        numpy = statistics.median(found["NumPy"]["NumPy, one image"])
+        print(f"\n{place}; a matrix product of {PRODUCT} x {PRODUCT}: {flops / 1e9:.0f} GFLOP/s")
+        print("| method | images/s (spread) | times NumPy | share of the product's rate |")
+        print("|---|---|---|---|")
+        for name, rate in middle.items():
+            spread = f"{min(rates[name]):,.3g} to {max(rates[name]):,.3g}"
+            times = "" if "hificode" in name else f"{rate / numpy:,.3g}"
+            share = f"{rate * operations(CASES[name][0]) / flops:.1%}" if name in CASES else ""
+            print(f"| {name} | {rate:,.3g} ({spread}) | {times} | {share} |")
+    torch.set_num_threads(every)
+    del found["NumPy"]
+    print()
+    for name in ("paper, batch 256", "stereo hificode, batch 64"):
+        e, batch, _ = CASES[name]
         output = batch * (2 if e.stereo else 1) * e.samples * 4 / 2**20
         bank = VoiceTranslator(e).bank.numel() * 4 / 2**20
         print(
             f"memory, {name}: {peak_mebibytes(e, batch):.0f} MiB at the peak, beside the "
-            f"translator's bank of {bank:.0f}; "
-            f"the output is {output:.0f}"
+            f"translator's bank of {bank:.0f}; the output is {output:.0f}"
         )
-    return rates
-
-
-def _gpu_name() -> str:
-    return f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return found
 
 
 if __name__ == "__main__":

@@ -134,10 +134,10 @@ def _grey(picture: Image.Image, path: Path) -> np.ndarray:
 def _scale_transparency(picture: Image.Image) -> None:
     """Scale the transparent colour of a PNG as Pillow scales its pixels: from 2, 4 or 16 bits to
     8."""
-    colour = picture.info.get("transparency")
-    if picture.format != "PNG" or picture.mode == "P" or colour is None or not picture.tile:
+    colour, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    if picture.format != "PNG" or picture.mode == "P" or colour is None or not tiles:
         return
-    raw = str(picture.tile[0][3])  # of the pixels in the file, as L;4 or RGB;16B
+    raw = tiles[0][3]  # of the pixels in the file, as L;4 or RGB;16B
     if raw == "RGB;16B":
         picture.info["transparency"] = tuple(level >> 8 for level in colour)
     elif raw in ("L;2", "L;4"):

@@ -72,13 +72,18 @@ def differences(groups: dict[str, list[float]], baseline: str = BASELINE) -> dic
 
 
 def _seeds_needed(values: list[float], reference: list[float], level: float) -> int | None:
-    """By the normal approximation, with W. Guenther's correction for Student's t (The American
-    Statistician 35(4), 1981)."""
-    difference = statistics.fmean(values) - statistics.fmean(reference)
+    """By the noncentral t distribution, from the number for known variances upwards."""
+    from scipy import stats
+
+    difference = abs(statistics.fmean(values) - statistics.fmean(reference))
     variance = (statistics.variance(values) + statistics.variance(reference)) / 2
-    normal = statistics.NormalDist()
-    limit = normal.inv_cdf(1 - level / 2)
-    spread = 2 * variance * (limit + normal.inv_cdf(POWER)) ** 2
-    if spread > MOST_SEEDS * difference**2:
+    quantiles = float(stats.norm.ppf(1 - level / 2) + stats.norm.ppf(POWER))
+    least = 2 * variance * quantiles**2  # divided by the squared difference, the number of seeds
+    if least > MOST_SEEDS * difference**2:
         return None
-    return max(2, math.ceil(spread / difference**2 + limit**2 / 4))
+    for count in range(max(2, math.ceil(least / difference**2)), MOST_SEEDS + 1):
+        freedom, shift = 2 * count - 2, difference / math.sqrt(2 * variance / count)
+        limit = stats.t.ppf(1 - level / 2, freedom)
+        if not stats.nct.sf(limit, freedom, shift) < POWER:  # not a number, for a huge shift
+            return count
+    return None

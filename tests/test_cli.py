@@ -332,3 +332,15 @@ def test_ctrl_c_ends_with_an_advice(
         command_line(stage.Config, main, "", stage.PRESETS)
     assert ended.value.code == 130
     assert "Add --resume to continue after the last finished epoch." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train_vggish.py", "evaluate.py", "voice_translator.py"])
+def test_a_script_runs_where_python_leaves_out_its_folder(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", str(ROOT / name), "--help"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

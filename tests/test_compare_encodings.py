@@ -522,7 +522,10 @@ def test_the_seeds_needed_give_a_power_of_80_percent() -> None:
         freedom = 2 * count - 2
         limit = stats.t.ppf(1 - level / 2, freedom)
         power.append(stats.nct.sf(limit, freedom, 0.8 * (count / 2) ** 0.5))
-    assert power == pytest.approx([0.8, 0.8], abs=0.015)
+    assert power[0] < 0.8 <= power[1]
+    # Two seeds a group find a difference of 4.4 deviations in half of the cases only.
+    assert differences({BASELINE: [0.0, 1.0], "a": [3.1, 4.1]})["a"].seeds_needed == 3
+    assert differences({BASELINE: [0.0, 1e-9], "a": [3.1, 3.1]})["a"].seeds_needed == 2
 
 
 def test_the_table_says_what_is_significant_and_over_how_many_encodings() -> None:

@@ -16,13 +16,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from pretended_gpu import PretendedGPU
+from test_cli import comments, help_of
 
 import common.media
 import voice_translator
 from common.files import UserError
 from common.media import find_pictures, read_picture, read_sound
 from tools import translate
-from tools.translate import COMMENT, ENCODINGS, Config, main
+from tools.translate import COMMENT, PRESETS, Config, main
 from voice_translator import Encoding, VoiceTranslator, estimate_image, to_pcm16
 
 E = Encoding(rows=8, columns=6, seconds=0.1)
@@ -78,17 +79,27 @@ def test_flags_start_from_the_preset_and_an_impossible_one_is_refused(
     shown = capsys.readouterr().out
     assert "default: 44100" in shown
     assert "--tanh-slope" in shown
-    for name in ENCODINGS:
+    for name in PRESETS:
         assert command(str(photo), "--preset", name, "-o", "x.wav", "--batch", "0") == 2
         assert "--batch is 0; give at least 1" in capsys.readouterr().err
     assert command(str(photo), "--preset", "hifi", "-o", "x.wav") == 2
-    assert all(name in capsys.readouterr().err for name in ["hificode"])
+    assert "hificode-2013" in capsys.readouterr().err
     monkeypatch.setattr(Config, "preset", "hificode")  # as in an edited header
     assert command("--help") == 0
     assert "default: 44100" in capsys.readouterr().out
     for number in ("18446744073709551616", "1" + "0" * 400):
         assert command(str(photo), "-o", "x.wav", "--device", "cpu", "--contrast", number) == 2
         assert "contrast" in capsys.readouterr().err
+
+
+def test_the_help_of_each_setting_is_its_whole_comment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = help_of(Config, monkeypatch, capsys)
+    written = comments(Config)
+    assert set(written) == {field.name for field in dataclasses.fields(Config)}
+    for name, comment in written.items():
+        assert name == "encoding" or (comment.endswith(".") and comment in shown), name
 
 
 def test_a_folder_and_a_glob_become_a_folder_of_sounds(tmp_path: Path) -> None:

@@ -40,13 +40,6 @@ from voice_translator import (
 )
 
 Preset = Literal["auto", "late-blind", "congenitally-blind", "hificode", "hificode-2013"]
-ENCODINGS: dict[str, Encoding] = {
-    "auto": Encoding(),
-    "late-blind": Encoding(),
-    "congenitally-blind": Encoding.congenitally_blind(),
-    "hificode": Encoding.hificode(),
-    "hificode-2013": Encoding.hificode_2013(),
-}
 COMMENT = "voice_translator"  # the key of the encoding in a sound file's comment
 
 
@@ -72,6 +65,17 @@ class Config:
     # the sound file names.
     preset: Preset = "auto"
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
+
+
+PRESETS = {
+    "auto": Config(),
+    "late-blind": Config(preset="late-blind"),
+    "congenitally-blind": Config(
+        preset="congenitally-blind", encoding=Encoding.congenitally_blind()
+    ),
+    "hificode": Config(preset="hificode", encoding=Encoding.hificode()),
+    "hificode-2013": Config(preset="hificode-2013", encoding=Encoding.hificode_2013()),
+}
 
 
 def main(config: Config) -> None:
@@ -334,7 +338,7 @@ def run() -> None:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=Config.preset)
     preset = early.parse_known_args()[0].preset
-    default = Config(encoding=ENCODINGS.get(preset, Encoding()))  # tyro refuses an unknown name
+    default = PRESETS.get(preset, Config())  # tyro refuses an unknown name
     command_line(Config, main, voice_translator.__doc__, {"": default})
 
 
