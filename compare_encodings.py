@@ -13,6 +13,7 @@ It writes `results/encodings/`:
     conclusions.md           a table for each rating: means, differences to the primary encoding, p
     comparison.csv           a row for each encoding and seed
     ratings.png, sheet.png   the ratings; the same test digits under every encoding
+    sounds.html              a page to hear the same test digits under every encoding
     memory-<key>/            a results folder with stage two and the judges
     <name>-<key>/<seed>/     a results folder with stages one and three, and output.txt
     <name>-<key>/linear/     the linear decoder

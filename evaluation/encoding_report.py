@@ -1,4 +1,4 @@
-"""The report on encodings: comparison.csv, conclusions.md, ratings.png and sheet.png."""
+"""The report on encodings: comparison.csv, conclusions.md, ratings.png, sheet.png, sounds.html."""
 
 import csv
 import io
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from common.files import load_tensors, write_file
 from common.media import pyplot
+from data.resize import downsample_lstsq
 from evaluation.compare import COLUMNS, read_rating
 from evaluation.encodings import BASELINE
+from evaluation.report import png, spectrogram, template, wav
 from evaluation.significance import MOST_SEEDS, differences, groups_of, t_interval
 from training.run import is_complete, read_metrics
 from vggish import SAMPLE_RATE
-from voice_translator import Encoding
+from voice_translator import Encoding, VoiceTranslator
 
 
 class Rating(NamedTuple):
@@ -221,3 +223,32 @@ def draw_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.set(xticks=(), yticks=(), frame_on=False)
     write_file(path, lambda beside: figure.savefig(beside, dpi=160))
     plt.close(figure)
+
+
+def write_sounds(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a page to hear the same test images under every encoding, side by side."""
+    folders = {row["encoding"]: Path(row["folder"]) for row in reversed(rows)}
+    cells: list[list[dict[str, str]]] = []
+    heard: list[str] = []
+    for name, folder in reversed(folders.items()):
+        shown = load_tensors(folder / "shown.pt", f"delete {folder}, and run again")
+        config = read_metrics(folder / "train_vggish")["config"]
+        translator = VoiceTranslator(Encoding(**config["encoding"]))
+        images = (255 * downsample_lstsq(shown["heard"])).round().clamp(0, 255).byte()[:, 0]
+        heard = [png(image.numpy()) for image in images]
+        cells.append([])
+        for sound, logmel, imagined in zip(
+            translator(images), shown["logmels"][:, 0], shown["imagined"][:, 0], strict=True
+        ):
+            pixels = (imagined + 1).mul(127.5).round().byte()
+            row = {
+                "name": name,
+                "sound": wav(sound.numpy(), translator.encoding.sample_rate),
+                "logmel": png(spectrogram(logmel.numpy())),
+                "imagined": png(pixels.numpy()),
+            }
+            cells[-1].append(row)
+    by_image = zip(*cells, strict=True)
+    images = [{"heard": one, "rows": row} for one, row in zip(heard, by_image, strict=True)]
+    page = template("sounds.html.j2").render(images=images)
+    write_file(path, lambda beside: beside.write_text(page, encoding="utf-8"))

@@ -72,17 +72,12 @@ def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, 
         examples: the images to show, sorted by class.
         log: the lines of the run's log.jsonl.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
     classes, joint = record["classes"], record["stages"]["train_all"]["config"]
     refined = ", with latent refinement" if record["config"]["refine_steps"] else ""
     reports = {**record["judges"], "classifier": record["classifier"]}
     mean, overall = record["judges_mean"], record["retrieval"]["overall"]
     encoding = joint.get("encoding", {})
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=f"What was imagined: {record['config']['name']}{refined}",
         about=(
             f"Objective: {objective_name(record)}. "
@@ -184,6 +179,15 @@ def spectrogram(logmel: np.ndarray) -> np.ndarray:
     soundscapes.png."""
     share = np.clip((logmel.T[::-1] + 4.6) / 7.6, 0, 1)
     return (pyplot().get_cmap("magma")(share)[..., :3] * 255).astype(np.uint8)
+
+
+def template(name: str) -> Any:
+    """A template of this folder; its values are escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(name)
 
 
 def png(pixels: np.ndarray) -> str:

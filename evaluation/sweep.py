@@ -30,7 +30,7 @@ from common.files import (
 from common.locks import FolderLocked, lock_folder, unlock_folder
 from data import load_digits
 from data.resize import upsample
-from evaluation.encoding_report import draw_ratings, draw_sheet, tables, write_report
+from evaluation.encoding_report import draw_ratings, draw_sheet, tables, write_report, write_sounds
 from evaluation.encodings import Condition
 from evaluation.judges import JUDGES
 from evaluation.linear_decoder import decode_linearly
@@ -283,11 +283,12 @@ def run_sweep(sweep: Sweep, workers: int | None, device: str, title: str) -> lis
     if rows := report():
         draw_ratings(root / "ratings.png", rows)
         draw_sheet(root / "sheet.png", rows)
+        write_sounds(root / "sounds.html", rows)
         print(f"\n{tables(rows)}")
     unlock_folder(root)
     done = sum(trial.finished for trial in trials)
     print(f"{done} of {len(trials)} trials are finished. {root}/conclusions.md, comparison.csv, "
-          "ratings.png, sheet.png")  # fmt: skip
+          "ratings.png, sheet.png, sounds.html")  # fmt: skip
     if failed:
         for trial, error in failed.items():
             print(f"{trial.title}: {error}", file=sys.stderr)

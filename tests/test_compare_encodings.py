@@ -1,10 +1,13 @@
 """The comparison of encodings: what it runs and runs again, its engine, its linear decoder, and its
 tables."""
 
+import base64
 import csv
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from scipy import stats
@@ -35,9 +39,10 @@ from evaluation.linear_decoder import PENALTIES, decode_linearly
 from evaluation.metrics import correlation
 from evaluation.significance import differences, t_interval
 from evaluation.sweep import Schedule, Sweep, Trial, run_local, worker_devices
+from training.figures import first_of_each_class
 from training.run import Run, read_metrics
 from vggish import ImageToLogMel
-from voice_translator import Encoding
+from voice_translator import Encoding, VoiceTranslator, to_pcm16
 
 SMALL: dict[str, Any] = {"images_per_epoch": 96, "batch": 32}
 SCHEDULE = Schedule(
@@ -193,6 +198,17 @@ def test_the_pictures_are_written(finished: Path) -> None:
         assert sheet.width > 3 * sheet.height  # three strips of ten digits, and three rows
     with Image.open(finished / "encodings" / "ratings.png") as picture:
         assert np.ptp(np.asarray(picture.convert("L"))) == 255
+
+
+def test_the_page_holds_the_translators_sounds(finished: Path) -> None:
+    page = (finished / "encodings" / "sounds.html").read_text(encoding="utf-8")
+    sounds = [base64.b64decode(one) for one in re.findall(r"data:audio/wav;base64,([^\"]+)", page)]
+    digits = load_digits("handwritten", "test", Path(), "cpu")
+    first = digits.images[first_of_each_class(digits.labels, 1)[:1, 0]]
+    expected = to_pcm16(VoiceTranslator(TWO[BASELINE].encoding)(first))[0]
+    samples, _ = soundfile.read(io.BytesIO(sounds[0]), dtype="int16")
+    assert len(sounds) == 10 * len(TWO)
+    assert np.abs(samples.astype(int) - expected.numpy()).max() <= 1
 
 
 def test_the_rows_hold_the_numbers_of_the_ratings(finished: Path) -> None:
