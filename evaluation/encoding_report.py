@@ -21,7 +21,7 @@ from evaluation.report import png, spectrogram, template, wav
 from evaluation.significance import MOST_SEEDS, differences, groups_of, t_interval
 from training.run import is_complete, read_metrics
 from vggish import SAMPLE_RATE
-from voice_translator import Encoding, VoiceTranslator
+from voice_translator import Encoding, VoiceTranslator, to_pcm16
 
 
 class Rating(NamedTuple):
@@ -238,7 +238,10 @@ def write_sounds(path: Path, rows: list[dict[str, Any]]) -> None:
         heard = [png(image.numpy()) for image in images]
         cells.append([])
         for sound, logmel, imagined in zip(
-            translator(images), shown["logmels"][:, 0], shown["imagined"][:, 0], strict=True
+            to_pcm16(translator(images)),
+            shown["logmels"][:, 0],
+            shown["imagined"][:, 0],
+            strict=True,
         ):
             pixels = (imagined + 1).mul(127.5).round().byte()
             row = {

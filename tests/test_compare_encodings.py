@@ -206,10 +206,10 @@ def test_the_page_holds_the_translators_sounds(finished: Path) -> None:
     digits = load_digits("handwritten", "test", Path(), "cpu")
     first = digits.images[first_of_each_class(digits.labels, 1)[:1, 0]]
     assert len(sounds) == 10 * len(TWO)
-    heard = [soundfile.read(io.BytesIO(one), dtype="int16")[0].astype(int) for one in sounds[:2]]
+    heard = [soundfile.read(io.BytesIO(one), dtype="int16")[0] for one in sounds[:2]]
     for condition in TWO.values():
         expected = to_pcm16(VoiceTranslator(condition.encoding)(first))[0].numpy()
-        assert min(np.abs(one - expected).max() for one in heard) <= 1
+        assert any(np.array_equal(one, expected) for one in heard)
 
 
 def test_the_rows_hold_the_numbers_of_the_ratings(finished: Path) -> None:
