@@ -204,7 +204,7 @@ def test_the_page_holds_the_translators_sounds(finished: Path) -> None:
     page = (finished / "encodings" / "sounds.html").read_text(encoding="utf-8")
     sounds = [base64.b64decode(one) for one in re.findall(r"data:audio/wav;base64,([^\"]+)", page)]
     digits = load_digits("handwritten", "test", Path(), "cpu")
-    first = digits.images[first_of_each_class(digits.labels, 1)[:1, 0]]
+    first = digits.images[first_of_each_class(digits.labels, 1)[:, 0]]
     assert len(sounds) == 10 * len(TWO)
     heard = [soundfile.read(io.BytesIO(one), dtype="int16")[0] for one in sounds[:2]]
     for condition in TWO.values():
