@@ -1,6 +1,6 @@
-"""Run the Python commands of a page, as they are written there, with tiny settings.
+"""Run the Python commands of the pages, as they are written there, with tiny settings.
 
-    python tests/run_documented.py README.md FOLDER
+    python tests/run_documented.py FOLDER README.md docs/*.md
 
 FOLDER becomes the working directory. The command line is parsed as a user's; then data sets that
 need no download take the place of MNIST and EMNIST, and large numbers become small ones.
@@ -12,6 +12,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,42 @@ def shrink(config: Any) -> Any:
     changes = {name: value for name, value in TINY.items() if name in fields}
     if getattr(config, "dataset", None) in NO_DOWNLOAD:
         changes["dataset"] = NO_DOWNLOAD[config.dataset]
+    if getattr(config, "refine_steps", 0):
+        changes["refine_steps"] = 1
     return dataclasses.replace(config, **changes)
 
 
-def main(page: Path, folder: Path) -> None:
-    """Run the commands of `page` in `folder`."""
+def turn(command: str) -> int:
+    """When a command runs: the plain stages, what uses them, other training, other results."""
+    stage = command.startswith(("train_", "mnist_", "emnist_"))
+    if "results-" in command:
+        return 3
+    if "--resume" in command:
+        return 1
+    return (2 if "--" in command else 0) if stage else 1
+
+
+def run_command(command: str) -> None:
+    """Run a command such as `train_all.py demo --seed 1` in this process.
+
+    Raises:
+        SystemExit: if it fails.
+    """
+    words = shlex.split(command)
+    words = [name for word in words for name in (sorted(glob.glob(word)) or [word])]
+    module = words[0] == "-m"
+    target = words[1] if module else str(ROOT / words[0])
+    sys.argv = [target, *words[2 if module else 1 :]]
+    try:
+        run = runpy.run_module if module else runpy.run_path
+        run(target, run_name="__main__")
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
+
+
+def main(folder: Path, pages: list[Path]) -> None:
+    """Run each command of `pages` once in `folder`."""
     from test_docs import commands
 
     os.chdir(folder)
@@ -65,27 +97,17 @@ def main(page: Path, folder: Path) -> None:
 
     parse = common.cli.parse
     common.cli.parse = lambda *arguments: shrink(parse(*arguments))
-    stages = ("train_", "mnist_", "emnist_")  # they come first, as `make demo` does in the README
-    found = commands(page.read_text())
-    found.sort(key=lambda command: "--" in command or not command.startswith(stages))
-    for command in found:
+    found = [command for page in pages for command in commands(page.read_text())]
+    plain = [re.sub(r"\s+#.*", "", command).replace("$seed", "0") for command in found]
+    for command in sorted(dict.fromkeys(plain), key=turn):
         if any(word in command for word in ELSEWHERE):
             continue
-        words = shlex.split(command, comments=True)
-        words = [name for word in words for name in (glob.glob(word) or [word])]
+        if "elsewhere/" in command and not Path("elsewhere").exists():
+            shutil.copytree("results", "elsewhere/results")
         print(f"== {command}", flush=True)
-        module = words[0] == "-m"
-        target = words[1] if module else str(ROOT / words[0])
-        sys.argv = [target, *words[2 if module else 1 :]]
-        try:
-            run = runpy.run_module if module else runpy.run_path
-            run(target, run_name="__main__")
-        except SystemExit as stopped:
-            if stopped.code and not re.search("--help", command):
-                raise
+        run_command(command)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    sys.path.insert(0, str(ROOT / "tests"))
-    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    main(Path(sys.argv[1]), [Path(page).resolve() for page in sys.argv[2:]])
