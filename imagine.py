@@ -87,8 +87,11 @@ def main(config: Config) -> list[dict[str, Any]]:
         said = [f"{READERS[name]}: {best} ({p:.0%})" for name, (best, p) in readings.items()]
         print(f"{path}: {'; '.join([*said, f'correlation {one.correlations.item():.3f}'])}")
     names = [path.name for path in paths]
-    draw(config.output, names, made, listener.classes, listener.model.front_end.hop)
     beside = config.output.with_suffix(".json")
+    for path in (config.output, beside):
+        if path.exists():
+            print(f"{path} is replaced.")
+    draw(config.output, names, made, listener.classes, listener.model.front_end.hop)
     text = json.dumps({"run": str(run), "pictures": numbers}, indent=1) + "\n"
     write_file(beside, lambda path: path.write_text(text))
     print(f"{config.output}, {beside}")

@@ -27,7 +27,7 @@ UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
 
 
 class UserError(Exception):
-    """A user's mistake. Its message is one sentence that says what is wrong, where, and what mends
+    """A user's mistake. Its message is one sentence that says what is wrong, where, and what to do
     it."""
 
 

@@ -20,9 +20,7 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
     from torchvision.utils import make_grid  # it takes as long to import as PyTorch
 
-    grid = make_grid(images, columns, normalize=True, value_range=(-1, 1))[
-        0
-    ]  # of three channels, all alike
+    grid = make_grid(images, columns, normalize=True, value_range=(-1, 1))[0]  # of three channels
     picture = Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy())
     write_file(path, picture.save)
 
