@@ -21,7 +21,7 @@ It writes `results/encodings/`:
 Time of each preset:
     published   not measured
     small       two cores: 1 h 51 min with two workers, 3 to 8 minutes a trial; GPU: not measured
-    demo        two cores: DEMO; GPU: not measured
+    demo        two cores: 4 minutes, or 3 with two workers; GPU: not measured
 
 A key stands for the settings; settings.json holds them. After Ctrl-C the same command continues,
 and a finished trial never runs again. The tables show all encodings in the folder that are finished
@@ -63,8 +63,8 @@ class Config:
     emnist_part: Literal["train", "test"] = "train"
 
     # -- run
-    # Trials that run at a time. None: one for each GPU, or one. Workers without a GPU share the
-    # cores; the last bits of a number depend on the cores of a worker.
+    # Trials that run at a time. None: one for each GPU, or one. Without a GPU the workers share the
+    # cores. Training on fewer cores rounds otherwise, so each number differs as by another seed.
     workers: Count | None = None
     device: str = "auto"  # auto (each worker has its own GPU), cpu, cuda or cuda:1.
     # The folder of the data sets; also $LISTEN_DATA.
