@@ -59,6 +59,8 @@ STEEPEST_FILTER = 1000
 LARGEST = 2**26  # rows times samples: 268 MB in float32; hificode's are 3 million
 HEAD_METRES = 0.20  # between the ears
 SOUND_METRES_A_SECOND = 340.0
+SPEAKER_ORDER = 4  # of the Butterworth filter at each edge of `speaker_band_hz`: 24 dB an octave
+NOISE_SAMPLES = 2**20  # of the recording from which `noise_snr_db` takes its noise
 # A float image may lie beyond [0, 1] by less than half a grey level, as rounding leaves it.
 RANGE_SLACK = 0.5 / 255
 
@@ -91,8 +93,10 @@ if TYPE_CHECKING:
     Curve = str
 else:
     Curve = Literal[tuple(CURVES)]
+SCANS = ("left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top")
 CHOICES = {
     "curve": CURVES,
+    "scan": SCANS,
     "pitch_position": ("top", "middle", "bottom"),
     "window": ("rectangular", "spline"),
 }
@@ -117,6 +121,11 @@ class Encoding:
     # Slope of the tanh curve over all rows. Published: 0.06 a row, which is 3.84 at 64 rows. At 28
     # rows that would leave only 1261 to 6294 Hz. For that literal slope, set 0.06 times rows.
     tanh_slope: float = 3.84
+    # Direction of the scan. In the two vertical ones time is the height and pitch is the width:
+    # `rows` divides the width, and the right is highest. Published: left_to_right.
+    scan: Literal["left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top"] = (
+        "left_to_right"
+    )
     # Where the high frequencies are in the image. Published: all three are compared.
     pitch_position: Literal["top", "middle", "bottom"] = "top"
     seconds: float = 1.05  # Duration of a scan. Published: 1.05, and 2.0 as the longer variant.
@@ -139,9 +148,15 @@ class Encoding:
     click: bool = False
     # A second-order low-pass over the output, as in hificode. Published: no.
     smoothing: bool = False
-    # The scan passes from left to right, by delay, diffraction and fading, as in hificode.
+    # The sound moves with a horizontal scan, by delay, diffraction and fading, as in hificode.
     # Published: no.
     stereo: bool = False
+    # Playback by a loudspeaker that passes only from the first to the second frequency, in Hz: a
+    # Butterworth band-pass. None: all frequencies, as published.
+    speaker_band_hz: tuple[float, float] | None = None
+    # White noise around the listener: the power of the sound over that of the noise, in dB. Each
+    # image has its own noise, always the same. None: no noise, as published.
+    noise_snr_db: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -150,14 +165,24 @@ class Encoding:
                 value = value.item()
                 object.__setattr__(self, name, value)
             least = 2 if name == "grey_levels" else 1
-            if name in CHOICES:
+            if name == "speaker_band_hz":
+                valid, wanted = (
+                    value is None,
+                    "two numbers that rise, from 20 up to less than half of sample_rate",
+                )
+                if isinstance(value, list | tuple) and len(value) == 2:
+                    value = tuple(value)  # of JSON it is a list
+                    object.__setattr__(self, name, value)
+                    valid = all(type(hz) in (int, float) for hz in value)
+                    valid = valid and 20 <= value[0] < value[1] < self.sample_rate / 2
+            elif name in CHOICES:
                 choices = tuple(CHOICES[name])
                 valid, wanted = value in choices, f"one of {', '.join(choices)}"
             elif isinstance(default, bool):
                 valid, wanted = isinstance(value, bool), "True or False"
-            elif isinstance(default, float):
+            elif isinstance(default, float) or name == "noise_snr_db":
                 valid = type(value) in (int, float) and -1e300 < value < 1e300
-                wanted = "a finite number"
+                valid, wanted = valid or value is default is None, "a finite number"
             else:
                 valid = type(value) is int and value >= least or value is default is None
                 wanted = f"a whole number of at least {least}"
@@ -185,6 +210,10 @@ class Encoding:
             not self.smoothing or rate <= STEEPEST_FILTER * high,
             f"the output filter for {high} Hz would reach over thousands of samples at {rate} Hz; "
             "raise highest_hz, lower sample_rate, or leave out smoothing",
+        )
+        _require(
+            not (self.stereo and self.is_vertical),
+            f"stereo moves with a horizontal scan, but scan is {self.scan}; change one of them",
         )
         _require(
             not self.lowest_level_sounds or self.grey_levels is not None,
@@ -224,6 +253,11 @@ class Encoding:
         # The product is rounded first: 16000 * 1.05 is 16800.000000000004 in floating point, and
         # others fall just below.
         return 2 * math.floor(round(self.sample_rate * self.seconds, 6) / 2)
+
+    @property
+    def is_vertical(self) -> bool:
+        """Whether time is the height of the image, and pitch its width."""
+        return self.scan in ("top_to_bottom", "bottom_to_top")
 
     @property
     def samples_per_column(self) -> int:
@@ -276,6 +310,21 @@ def _uniform(count: int) -> Tensor:
         r = (9301 * r + 49297) % 233280
         drawn.append(r / 233280)
     return torch.tensor(drawn, dtype=torch.float64)
+
+
+def turn_to_scan(images: Tensor, encoding: Encoding) -> Tensor:
+    """Turn `(..., H, W)` images so that time runs from left to right, and pitch from the bottom up:
+    `(..., W, H)` for a vertical scan."""
+    if encoding.is_vertical:
+        images = images.transpose(-2, -1).flip(-2)
+    return images.flip(-1) if encoding.scan in ("right_to_left", "bottom_to_top") else images
+
+
+def turn_back(images: Tensor, encoding: Encoding) -> Tensor:
+    """The inverse of `turn_to_scan`."""
+    if encoding.scan in ("right_to_left", "bottom_to_top"):
+        images = images.flip(-1)
+    return images.flip(-2).transpose(-2, -1) if encoding.is_vertical else images
 
 
 class ConstantModule(nn.Module):
@@ -333,6 +382,8 @@ class VoiceTranslator(ConstantModule):
     powers: Tensor
     click: Tensor
     smoother: Tensor
+    speaker: Tensor
+    noise: Tensor
 
     def __init__(self, encoding: Encoding = Encoding()) -> None:
         super().__init__()
@@ -359,6 +410,8 @@ class VoiceTranslator(ConstantModule):
             "powers": torch.stack([q, q * q]),  # 2 x samples_per_column
             "click": encoding.click_samples(),
             "smoother": torch.empty(0) if smoother is None else smoother,
+            "speaker": _speaker(encoding),  # frequencies x (real, imaginary)
+            "noise": _noise(encoding),
         }
 
     def forward(
@@ -400,7 +453,28 @@ class VoiceTranslator(ConstantModule):
                     self._write_sound(part, place)
                     for sound in place.split(few):
                         sound.copy_(_clip(self._smoothed(sound)))
+        if self.encoding.speaker_band_hz or self.encoding.noise_snr_db is not None:
+            sounds = _clip(self._played(sounds, images))
         return sounds if self.encoding.stereo else sounds[:, 0]
+
+    def _played(self, sounds: Tensor, images: Tensor) -> Tensor:
+        """The soundscapes as they reach the ears: behind the loudspeaker, and with noise."""
+        samples, snr = self.encoding.samples, self.encoding.noise_snr_db
+        with torch.autocast(sounds.device.type, enabled=False):
+            if self.encoding.speaker_band_hz:
+                response = torch.view_as_complex(self.speaker)
+                spectrum = torch.fft.rfft(sounds, 2 * (len(response) - 1)) * response
+                sounds = torch.fft.irfft(spectrum)[..., :samples]
+            if snr is not None:
+                # Where in the recording an image's noise begins follows from its pixels.
+                pixels = self.resized(images, False).detach().round().long().flatten(1)
+                factors = torch.arange(pixels.shape[1], device=pixels.device) * 2654435761 + 1
+                begin = (pixels * factors).sum(1).view(-1, 1, 1)
+                within = torch.arange(self.channels * samples, device=pixels.device)
+                places = (begin + within.view(self.channels, samples)) % NOISE_SAMPLES
+                power = sounds.detach().square().mean((1, 2), keepdim=True)
+                sounds = sounds + self.noise[places] * power.sqrt() * 10 ** (-snr / 20)
+        return sounds
 
     def sound(self, amplitudes: Tensor) -> Tensor:
         """`(B, rows, columns)` amplitudes, top row first -> the soundscapes before they are
@@ -547,7 +621,8 @@ class VoiceTranslator(ConstantModule):
         return loudness * audible
 
     def resized(self, images: Tensor, validate: bool | None = None) -> Tensor:
-        """`(B, rows, columns)` grey levels in 0..255. Arguments as in `forward`."""
+        """`(B, rows, columns)` grey levels in 0..255, turned so that time runs from left to right.
+        Arguments as in `forward`."""
         if isinstance(images, np.ndarray):
             images = torch.tensor(images, device=self.bank.device)
         if not isinstance(images, Tensor):
@@ -580,6 +655,7 @@ class VoiceTranslator(ConstantModule):
                 f"images are {images.dtype}; the translator takes uint8, or floating point in "
                 "[0, 1]."
             )
+        pixels = turn_to_scan(pixels, self.encoding)
         size = (self.encoding.rows, self.encoding.columns)
         if pixels.shape[1:] == size:
             return pixels
@@ -646,6 +722,8 @@ def _ears(encoding: Encoding) -> Tensor:
         return ears
     # The scan goes from 0 at the left to 1 at the right, 60 degrees to either side.
     scanned = torch.arange(encoding.samples, dtype=torch.float64) / max(encoding.samples - 1, 1)
+    if encoding.scan == "right_to_left":
+        scanned = 1 - scanned
     azimuth = (scanned - 0.5) * 2 * math.pi / 3  # radians
     # Metres further to the right ear; negative: nearer.
     detour = 0.5 * HEAD_METRES * (azimuth + azimuth.sin())
@@ -658,6 +736,33 @@ def _ears(encoding: Encoding) -> Tensor:
     for ear, far, fade in ((0, left, 1 - 0.7 * scanned), (1, right, 0.3 + 0.7 * scanned)):
         ears[ear] *= torch.where(far, shade, 1) * fade
     return ears
+
+
+def _speaker(encoding: Encoding) -> Tensor:
+    """The loudspeaker's frequency response at equal steps up to half of the sample rate,
+    `(frequencies, 2)` float64, real and imaginary part."""
+    if not encoding.speaker_band_hz:
+        return torch.empty(0)
+    from scipy.signal import butter, freqz_zpk
+
+    rate, band = encoding.sample_rate, encoding.speaker_band_hz
+    # SciPy's types do not know that `output` decides on the result
+    design: Any = butter(SPEAKER_ORDER, band, "bandpass", output="zpk", fs=rate)
+    zeros, poles, gain = design
+    # The transform is so long that the filter's response has decayed before it wraps around.
+    decay = math.log(1e-9) / math.log(abs(poles).max())
+    points = 2 ** math.ceil(math.log2(encoding.samples + decay))
+    hz = np.arange(points // 2 + 1) * (rate / points)
+    response = torch.as_tensor(freqz_zpk(zeros, poles, gain, hz, fs=rate)[1])
+    return torch.view_as_real(response)
+
+
+def _noise(encoding: Encoding) -> Tensor:
+    """A recording of white noise of power 1, `(NOISE_SAMPLES,)` float64."""
+    if encoding.noise_snr_db is None:
+        return torch.empty(0)
+    # The stream of RandomState is the same in every version of NumPy.
+    return torch.from_numpy(np.random.RandomState(0).standard_normal(NOISE_SAMPLES))
 
 
 def _pole(encoding: Encoding) -> float:
@@ -737,7 +842,9 @@ def estimate_image(soundscape: Tensor, encoding: Encoding) -> Tensor:
 
     Returns:
         `(rows, columns)` float64 in [0, 1], as it sounded: after the contrast (see
-        `undo_contrast`), in grey levels where the encoding has them. A negative is turned back.
+        `undo_contrast`), in grey levels where the encoding has them. A negative and the direction
+        of the scan are turned back, so it is `(columns, rows)` for a vertical scan. The loudspeaker
+        and the noise are not undone.
 
     Raises:
         ValueError: if the sound does not have the encoding's length and channels, or is clipped in
@@ -795,7 +902,7 @@ def _inverted(sound: Tensor, known: Tensor, encoding: Encoding) -> Tensor:
     else:
         top = encoding.grey_levels - 1
         pixels = ((amplitudes.log10() / 1.5 + 1) * top).round().clamp(0, top) / top
-    return 1 - pixels if encoding.negative else pixels
+    return turn_back(1 - pixels if encoding.negative else pixels, encoding)
 
 
 def undo_contrast(image: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:

@@ -31,5 +31,13 @@ ENCODINGS: dict[str, Condition] = {
     "mel": Condition(Encoding(curve="mel")),
     "500_to_5000_hz": Condition(Encoding(lowest_hz=500.0, highest_hz=5000.0)),
     "contrast_0": Condition(Encoding(contrast=0.0)),
+    "8_by_8": Condition(Encoding(rows=8, columns=8)),
+    "16_by_16": Condition(Encoding(rows=16, columns=16)),
+    "32_by_32": Condition(Encoding(rows=32, columns=32)),
     "64_by_64": Condition(Encoding(rows=64, columns=64)),
+    "shorter": Condition(Encoding(seconds=0.5)),
+    "top_to_bottom": Condition(Encoding(scan="top_to_bottom")),
+    "negative": Condition(Encoding(negative=True)),
+    "noise_0_db": Condition(Encoding(noise_snr_db=0.0)),
+    "speaker_300_to_3400_hz": Condition(Encoding(speaker_band_hz=(300.0, 3400.0))),
 }

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pretended_gpu import PretendedGPU
+from scipy.signal import butter, sosfilt
 from torch.autograd import forward_ad
 
 import voice_translator
@@ -74,8 +75,24 @@ def slow_frequencies(e: Encoding) -> list[float]:
     ]
 
 
+def slow_scan(image: np.ndarray, e: Encoding) -> np.ndarray:
+    """The image as time (to the right) and pitch (up) go through it: one pixel at a time."""
+    turned = np.zeros((e.rows, e.columns), image.dtype)
+    for (row, column), value in np.ndenumerate(image):
+        time = {
+            "left_to_right": column,
+            "right_to_left": image.shape[1] - 1 - column,
+            "top_to_bottom": row,
+            "bottom_to_top": image.shape[0] - 1 - row,
+        }[e.scan]
+        height = image.shape[0] - 1 - row  # from the bottom
+        pitch = column if e.scan in ("top_to_bottom", "bottom_to_top") else height
+        turned[e.rows - 1 - pitch, time] = value
+    return turned
+
+
 def slow_amplitudes(image: np.ndarray, e: Encoding) -> np.ndarray:
-    px = image.astype(np.float64)
+    px = slow_scan(image, e).astype(np.float64)
     if e.negative:
         px = 255 - px
     px = px + e.contrast * (px - px.mean())
@@ -126,6 +143,8 @@ def slow_soundscape(image: np.ndarray, e: Encoding) -> np.ndarray:
                 + 0.5 * q * q * A[:, min(j + 1, N - 1)]
             )
         r = k / (ns - 1)
+        if e.scan == "right_to_left":
+            r = 1 - r
         theta = (r - 0.5) * 2 * math.pi / 3
         x = 0.5 * 0.20 * (theta + math.sin(theta))
         for i in range(M):
@@ -161,7 +180,8 @@ def slow_pcm16(sound: np.ndarray) -> np.ndarray:
 
 def greys(e: Encoding, seed: int = 0, count: int = 1) -> np.ndarray:
     random = np.random.default_rng(seed)
-    return random.integers(0, 256, (count, e.rows, e.columns)).astype(np.uint8)
+    size = (e.columns, e.rows) if e.is_vertical else (e.rows, e.columns)
+    return random.integers(0, 256, (count, *size)).astype(np.uint8)
 
 
 # The real vOICe.
@@ -314,11 +334,14 @@ def test_the_quantizer_in_parts_equals_the_formula(monkeypatch: pytest.MonkeyPat
 # All schemes.
 
 schemes = st.builds(
-    Encoding,
+    lambda stereo, **settings: Encoding(
+        stereo=stereo and not settings["scan"].endswith(("bottom", "top")), **settings
+    ),
     rows=st.integers(2, 6), columns=st.integers(1, 5), seconds=st.sampled_from([0.004, 0.009]),
     lowest_hz=st.sampled_from([80.0, 500.0]), highest_hz=st.sampled_from([3000.0, 5500.0]),
     sample_rate=st.sampled_from([11025, 16000, 22050]),
     curve=st.sampled_from(["exponential", "linear", "tanh", "mel", "bark"]),
+    scan=st.sampled_from(["left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top"]),
     pitch_position=st.sampled_from(["top", "middle", "bottom"]),
     contrast=st.sampled_from([0.0, 2.0]), negative=st.booleans(),
     grey_levels=st.sampled_from([None, 2, 16, 256]),
@@ -355,7 +378,8 @@ def test_a_batch_equals_its_images_and_uint8_equals_floating_point(e: Encoding, 
 
 def dots(e: Encoding, places: list[tuple[int, int]]) -> torch.Tensor:
     """What each ear hears of single dots, without the click: `(dots, channels, samples)`. Places
-    are (row, column)."""
+    are (row, column), where columns follow in time and the top row has the highest pitch."""
+    e = dataclasses.replace(e, scan="left_to_right")
     images = torch.zeros(1 + len(places), e.rows, e.columns, dtype=torch.uint8)
     for image, place in zip(images[1:], places, strict=True):
         image[place] = 255
@@ -368,7 +392,7 @@ def dots(e: Encoding, places: list[tuple[int, int]]) -> torch.Tensor:
 @settings(max_examples=20, deadline=None)
 @given(e=schemes)
 def test_black_is_silent_in_every_scheme(e: Encoding) -> None:
-    black = torch.full((1, e.rows, e.columns), 255 if e.negative else 0, dtype=torch.uint8)
+    black = torch.full((1, 9, 9), 255 if e.negative else 0, dtype=torch.uint8)
     sound = VoiceTranslator(e)(black).view(-1, e.samples)
     ringing = 100 if e.smoothing else 0
     assert (sound[:, len(e.click_samples()) + ringing :].abs() < 1e-9).all()
@@ -574,8 +598,9 @@ def test_every_scheme_sounds_the_same_on_the_gpu(e: Encoding, seed: int) -> None
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and -m gpu")
-def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
-    e = Encoding.hificode(stereo=True)
+@pytest.mark.parametrize("playback", [False, True], ids=["alone", "played"])
+def test_the_gpu_gives_the_sound_of_the_cpu(playback: bool) -> None:
+    e = dataclasses.replace(Encoding.hificode(stereo=True), **(PLAYBACK if playback else {}))
     images = torch.from_numpy(greys(e, count=3))
     translator = VoiceTranslator(e)
     expected = translator(images)
@@ -586,6 +611,95 @@ def test_the_gpu_gives_the_sound_of_the_cpu() -> None:
     torch.testing.assert_close(
         VoiceTranslator(e).double().to("cuda")(images.to("cuda")).cpu(), exact, rtol=0, atol=1e-11
     )
+
+
+@pytest.mark.parametrize(
+    "scan", ["left_to_right", "right_to_left", "top_to_bottom", "bottom_to_top"]
+)
+def test_the_scan_decides_which_dot_sounds_first_and_which_is_highest(scan: str) -> None:
+    e = Encoding(rows=9, columns=9, seconds=0.3, scan=scan, contrast=0.0)
+    images = torch.zeros(4, 9, 9, dtype=torch.uint8)
+    for image, place in zip(images, ((4, 0), (4, 8), (0, 4), (8, 4)), strict=True):
+        image[place] = 255
+    sound = VoiceTranslator(e)(images)
+    onset = (sound.abs() > 1e-3).int().argmax(1)
+    pitch = torch.fft.rfft(sound).abs().argmax(1)
+    left, right, top, bottom = range(4)
+    first, last, low, high = {
+        "left_to_right": (left, right, bottom, top),
+        "right_to_left": (right, left, bottom, top),
+        "top_to_bottom": (top, bottom, left, right),
+        "bottom_to_top": (bottom, top, left, right),
+    }[scan]
+    assert onset[first] == 0 and onset[last] > 0.8 * e.samples
+    assert pitch[low] < 0.1 * pitch[high]
+
+
+def test_a_vertical_scan_resizes_the_width_to_rows_and_refuses_stereo() -> None:
+    e = Encoding(rows=5, columns=4, seconds=0.02, scan="top_to_bottom")
+    image = torch.from_numpy(greys(e))  # 4 x 5
+    assert VoiceTranslator(e).resized(image).shape == (1, 5, 4)
+    assert VoiceTranslator(e)(image.repeat_interleave(2, 2)).shape == (1, e.samples)
+    with pytest.raises(ValueError, match="stereo moves with a horizontal scan, but scan is bottom"):
+        Encoding(scan="bottom_to_top", stereo=True)
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+@pytest.mark.parametrize(("rate", "band"), [(16000, (300, 3400)), (22050, (60.0, 9000.0))])
+def test_the_loudspeaker_is_the_butterworth_band_pass(
+    rate: int, band: tuple[float, float], stereo: bool
+) -> None:
+    """The reference filters one sample after another."""
+    e = Encoding(rows=5, columns=4, seconds=0.1, sample_rate=rate, stereo=stereo)
+    images = torch.from_numpy(greys(e, count=3))
+    through = dataclasses.replace(e, speaker_band_hz=band)
+    sections = butter(4, band, "bandpass", output="sos", fs=rate)
+    expected = sosfilt(sections, VoiceTranslator(e).double()(images).numpy(), axis=-1).clip(-1, 1)
+    np.testing.assert_allclose(VoiceTranslator(through)(images), expected, rtol=0, atol=1e-5)
+    exact = VoiceTranslator(through).double()(images)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-8)
+
+
+def slow_noise(image: np.ndarray, count: int) -> np.ndarray:
+    """The noise of power 1 of an image, of which each pixel moves the begin in the recording."""
+    recording, begin = np.random.RandomState(0).standard_normal(2**20), 0
+    for number, value in enumerate(image.flat):
+        begin += int(value) * (number * 2654435761 + 1)
+    return np.array([recording[(begin + k) % 2**20] for k in range(count)])
+
+
+@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+@pytest.mark.parametrize("snr", [0.0, 20.0, -3.0])
+def test_the_noise_has_the_ratio_that_was_set(snr: float, stereo: bool) -> None:
+    e = Encoding(rows=5, columns=4, seconds=0.1, stereo=stereo)
+    images = torch.from_numpy(greys(e, count=3) // 2)
+    sound = VoiceTranslator(e).double()(images).view(3, -1).numpy()
+    noises = np.stack([slow_noise(image, sound.shape[1]) for image in images.numpy()])
+    level = np.sqrt(np.mean(sound**2, axis=1, keepdims=True)) / 10 ** (snr / 20)
+    expected = (sound + level * noises).clip(-1, 1)
+    noisy = VoiceTranslator(dataclasses.replace(e, noise_snr_db=snr))
+    np.testing.assert_allclose(noisy(images).view(3, -1), expected, rtol=0, atol=1e-5)
+    exact = noisy.double()(images).view(3, -1)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-12)
+    # Each image has its own noise, always the same, however many are translated together.
+    assert noisy(images[1:2]).view(1, -1).equal(exact[1:2])
+    assert abs(np.corrcoef(noises)[0, 1]) < 0.1
+
+
+def test_silence_has_no_noise_and_the_playback_passes_gradients() -> None:
+    e = Encoding(**SMALL, contrast=0.0, speaker_band_hz=(300, 3400), noise_snr_db=10.0)
+    images = torch.rand(2, 5, 4, dtype=torch.float64)
+    images[1] = 0
+    translator = VoiceTranslator(e).double()
+    assert translator(images)[1].count_nonzero() == 0
+    leaf = images[:1].clone().requires_grad_()
+    sound = translator(leaf)
+    weights = torch.randn(sound.shape, dtype=torch.float64)
+    (found,) = torch.autograd.grad((sound * weights).sum(), leaf)
+    # The noise passes no gradient: it is that of the sound through the loudspeaker alone.
+    quiet = VoiceTranslator(dataclasses.replace(e, noise_snr_db=None)).double()
+    (expected,) = torch.autograd.grad((quiet(leaf) * weights).sum(), leaf)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_log_mel_is_of_the_mean_of_both_ears() -> None:
@@ -608,6 +722,12 @@ def test_examples_of_the_docstring() -> None:
         ({"grey_levels": 1}, "grey_levels is 1, but must be a whole number of at least 2"),
         ({"grey_levels": 16.0}, "grey_levels is 16.0, but must be a whole number"),
         ({"window": "hann"}, "window is 'hann', but must be one of rectangular, spline"),
+        ({"scan": "up"}, "scan is 'up', but must be one of left_to_right, right_to_left"),
+        ({"noise_snr_db": math.inf}, "noise_snr_db is inf, but must be a finite number"),
+        *[
+            ({"speaker_band_hz": band}, "speaker_band_hz is .*, but must be two numbers that rise")
+            for band in ((3400.0, 300.0), (300.0,), (0.0, 300.0), (300.0, 8000.0), 300.0, "ab")
+        ],
         *[
             ({name: 1}, f"{name} is 1, but must be True or False")
             for name in ("negative", "click", "smoothing", "stereo")
@@ -677,7 +797,10 @@ def test_a_curve_is_one_entry_and_an_unknown_one_is_refused(
 
 
 ALL_CUES = {"window": "spline", "stereo": True, "smoothing": True, "click": True}
-by_cues = pytest.mark.parametrize("changes", [{}, ALL_CUES], ids=["the paper's", "all cues"])
+PLAYBACK = {"scan": "right_to_left", "speaker_band_hz": (300.0, 3400.0), "noise_snr_db": 10.0}
+by_cues = pytest.mark.parametrize(
+    "changes", [{}, ALL_CUES, PLAYBACK], ids=["the paper's", "all cues", "playback"]
+)
 
 
 @by_cues
@@ -728,8 +851,11 @@ def test_a_constant_that_was_made_in_inference_mode_takes_part_in_gradients() ->
         {},
         {"stereo": True, "window": "spline", "smoothing": True, "click": True, "negative": True},
         {"curve": "linear", "pitch_position": "middle"},
+        {"scan": "top_to_bottom"},
+        {"scan": "bottom_to_top", "negative": True},
+        {"scan": "right_to_left", "stereo": True},
     ],
-    ids=["plain", "all cues", "middle"],
+    ids=["plain", "all cues", "middle", "top to bottom", "bottom to top", "right to left"],
 )
 def test_the_image_is_found_in_its_sound(changes: dict) -> None:
     e = Encoding(**{**SMALL, "columns": 6, "seconds": 0.3, "contrast": 0.0, **changes})
