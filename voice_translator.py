@@ -444,7 +444,7 @@ class VoiceTranslator(ConstantModule):
         else:
             # The spline takes three times the numbers.
             parts = amplitudes.split(max(IMAGE_CHUNK, _chunk(amplitudes, 3 * numbers)))
-            if torch.is_grad_enabled() and amplitudes.requires_grad:
+            if amplitudes.requires_grad:
                 sounds = torch.cat([_clip(self.sound(part)) for part in parts])
             else:
                 sounds = amplitudes.new_empty(len(amplitudes), self.channels, self.encoding.samples)
@@ -480,7 +480,7 @@ class VoiceTranslator(ConstantModule):
         """`(B, rows, columns)` amplitudes, top row first -> the soundscapes before they are
         clipped, `(B, 1 or 2, samples)`; linear in the amplitudes, except for the click."""
         encoding = self.encoding
-        if not _is_traced():
+        if not (amplitudes.requires_grad or _is_traced()):
             sound = amplitudes.new_empty(len(amplitudes), self.channels, encoding.samples)
             self._write_sound(amplitudes, sound)
             return self._smoothed(sound)
@@ -498,23 +498,17 @@ class VoiceTranslator(ConstantModule):
         return self._smoothed(sound)
 
     def _write_sound(self, amplitudes: Tensor, sound: Tensor) -> None:
-        """Write the soundscapes before the output filter into `sound`, some columns at a time."""
+        """Write the soundscapes before the output filter into `sound`, some columns at a time.
+        Without gradients: on the way back, each write into a part would copy the whole."""
         encoding = self.encoding
         used = encoding.columns * encoding.samples_per_column
         with torch.autocast(amplitudes.device.type, enabled=False):
             powers = self._powers_of_time(amplitudes)
             places = sound[..., :used].unflatten(2, (encoding.columns, -1)).permute(2, 0, 1, 3)
-            length, learns = encoding.samples_per_column, powers.requires_grad
-            # On the way back, each write into a part would copy the whole.
-            some = (
-                _chunk(powers, powers.shape[1] * self.bank.shape[2]) if not learns else len(powers)
-            )
+            some = _chunk(powers, powers.shape[1] * self.bank.shape[2])
             for k in range(0, encoding.columns, some):
                 products = torch.bmm(powers[k : k + some], self.bank[k : k + some])
-                if learns:
-                    places.copy_(self._windowed(products, length))
-                else:
-                    self._windowed(products, length, places[k : k + some])
+                self._windowed(products, encoding.samples_per_column, places[k : k + some])
             if self.tail.shape[1]:
                 sound[..., used:] = self._tail(powers)
             if encoding.click:
