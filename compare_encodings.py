@@ -18,6 +18,8 @@ It writes `results/encodings/`:
     <name>-<key>/<seed>/     a results folder with stages one and three, and output.txt
     <name>-<key>/linear/     the linear decoder
 
+With `--engine ray` the trials run on many machines: docs/cluster.md.
+
 Time of each preset:
     published   not measured
     small       two cores: 1 h 51 min with two workers, 3 to 8 minutes a trial; GPU: not measured
@@ -40,9 +42,12 @@ import mnist_classify_train
 import train_all
 import train_vggish
 from common.cli import Count, command_line
+from common.device import choose_device
+from common.files import UserError
 from data import default_root
 from evaluation.encodings import BASELINE, ENCODINGS
-from evaluation.sweep import Schedule, Sweep, run_sweep
+from evaluation.ray_engine import ray_cluster, run_ray
+from evaluation.sweep import Schedule, Sweep, run_sweep, worker_devices
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,14 @@ class Config:
     # Trials that run at a time. None: one for each GPU, or one. Without a GPU the workers share the
     # cores. Training on fewer cores rounds otherwise, so each number differs as by another seed.
     workers: Count | None = None
+    # What runs the trials: the workers of this machine, or a Ray cluster (docs/cluster.md).
+    engine: Literal["local", "ray"] = "local"
+    # Address of the Ray cluster, `host:port` or `auto`. None: $RAY_ADDRESS, or the cluster that
+    # runs on this machine, or a new one.
+    address: str | None = None
+    # Keep the networks of a rated trial. They take most of the disk. Its numbers and pictures stay
+    # anyway, but without its networks it cannot be rated again.
+    keep_models: bool = True
     device: str = "auto"  # auto (each worker has its own GPU), cpu, cuda or cuda:1.
     # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
@@ -119,13 +132,23 @@ def main(config: Config) -> list[dict[str, Any]]:
         "joint": train_all.main,
         "evaluation": evaluate.main,
     }
-    where = config.data_root, config.results
-    sweep = Sweep(ENCODINGS, config.only, config.seeds, schedule, mains, *where)
+    misplaced = {"local": "address", "ray": "workers"}[config.engine]
+    if getattr(config, misplaced) is not None:
+        raise UserError(f"--{misplaced} is not for --engine {config.engine}; leave it out.")
+    data_root, results = config.data_root, config.results
+    if config.engine == "ray":  # whose tasks have another working directory
+        data_root, results = data_root.absolute(), results.absolute()
+    chosen = ENCODINGS, config.only, config.seeds
+    sweep = Sweep(*chosen, schedule, mains, data_root, results, config.keep_models)
     gan = schedule.gan.dataset
     gan += f" ({config.split}, {config.emnist_part})" if gan == "emnist" else ""
     title = f"Presets: {config.stages}. Objective: {config.objective}. "
     title += f"Heard: {schedule.vggish.dataset}. GAN: {gan}."
-    return run_sweep(sweep, config.workers, config.device, title)
+    if config.engine == "ray":
+        with ray_cluster(config.address, config.device) as devices:
+            return run_sweep(sweep, devices, title, run_ray)
+    choose_device(config.device)
+    return run_sweep(sweep, worker_devices(config.workers, config.device), title)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ RATINGS = {  # by their column in comparison.csv
     "correlation": Rating("correlation with the heard image", -1, "linear_correlation"),
     "retrieval": Rating("retrieval", 0, "linear_retrieval"),
 }
+MOST_SHOWN = 60  # encodings in the pictures; Matplotlib draws no picture of more than about 1,000
 UNTESTED = f"No difference is tested: that takes `{BASELINE}` and another encoding, two seeds each."
 TEXT = f"""\
 - Every rating is a fraction. A mean is over the seeds; the sample standard deviation follows it.
@@ -55,20 +56,16 @@ FEW = "- **The seeds are few.** With three or fewer, only large differences beco
 
 
 def write_report(
-    root: Path, runs: Mapping[str, Sequence[Path]], title: str, missing: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Write comparison.csv and conclusions.md; returns the rows of comparison.csv.
+    root: Path, rows: list[dict[str, Any]], title: str, missing: Sequence[str]
+) -> None:
+    """Write comparison.csv, of these rows, and conclusions.md into the folder `root`.
 
     Args:
         root: the folder to write into.
-        runs: encoding -> its rated runs of stage three.
+        rows: of comparison.csv.
         title: the settings in words.
         missing: the titles of the trials that are not finished.
-
-    Raises:
-        UserError: if a rating is missing or malformed.
     """
-    rows = [row_of(name, run) for name, folders in runs.items() for run in folders]
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0] if rows else ["encoding", "seed"])
     writer.writeheader()
@@ -77,11 +74,14 @@ def write_report(
     for name, content in text.items():
         save = partial(Path.write_text, data=content, encoding="utf-8", newline="")
         write_file(root / name, save)
-    return rows
 
 
 def row_of(name: str, run: Path) -> dict[str, Any]:
-    """The row of a run in comparison.csv."""
+    """The row of a rated run of stage three in comparison.csv.
+
+    Raises:
+        UserError: if the rating is missing or malformed.
+    """
     _, rating = read_rating(run)
     folder, config = run.parent, rating["stages"]["train_all"]["config"]
     encoding = Encoding(**config["encoding"])
@@ -121,6 +121,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
 def _table(rows: list[dict[str, Any]], column: str) -> str:
     groups, linear = groups_of(rows, column), RATINGS[column].linear
     found = differences(groups)
+    decoded = {row["encoding"]: row[linear] for row in rows} if linear else {}
     lines = [["encoding", "seeds", "mean", "difference", "interval", "p", "significant"]]
     lines[0] += ["seeds needed", *(["linear decoder"] if linear else [])]
     for name in sorted(groups, key=lambda name: -statistics.fmean(groups[name])):
@@ -134,8 +135,7 @@ def _table(rows: list[dict[str, Any]], column: str) -> str:
         else:
             line += [""] * 5
         if linear:
-            value = next(row[linear] for row in rows if row["encoding"] == name)
-            line.append("" if value is None else f"{value:.3f}")
+            line.append("" if decoded[name] is None else f"{decoded[name]:.3f}")
         lines.append(line)
     tested = f"Encodings in the correction: {len(found)}." if found else UNTESTED
     return f"{_markdown(lines)}\n{tested}\n"
@@ -148,6 +148,17 @@ def _markdown(lines: list[list[str]]) -> str:
         [cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in padded)
+
+
+def write_pictures(root: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ratings.png, sheet.png and sounds.html, of `BASELINE` and the MOST_SHOWN encodings that
+    are the best by the judges."""
+    judged = groups_of(rows, "judges_mean")
+    names = sorted(judged, key=lambda name: statistics.fmean(judged[name]))[-MOST_SHOWN:]
+    rows = [row for row in rows if row["encoding"] in {BASELINE, *names}]
+    draw_ratings(root / "ratings.png", rows)
+    draw_sheet(root / "sheet.png", rows)
+    write_sounds(root / "sounds.html", rows)
 
 
 def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -185,15 +196,25 @@ def draw_ratings(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
+def _load_shown(folder: Path) -> dict[str, Tensor]:
+    return load_tensors(folder / "shown.pt", f"delete {folder}, and run again")
+
+
+def _first_seeds(rows: list[dict[str, Any]]) -> dict[str, tuple[Path, dict[str, Tensor]]]:
+    """Encoding -> the folder of its first seed, and what is in its shown.pt."""
+    folders: dict[str, Path] = {}
+    for row in rows:
+        folders.setdefault(row["encoding"], Path(row["folder"]))
+    return {name: (folder, _load_shown(folder)) for name, folder in folders.items()}
+
+
 def draw_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
     """Draw a row for each encoding: the same test images as log-mels, as imagined with its first
     seed, and as decoded by the linear decoder."""
-    plt = pyplot()
-    folders = {row["encoding"]: Path(row["folder"]) for row in reversed(rows)}
-    names = list(reversed(folders))
-    size = (11, 0.37 * (len(names) + 1))
+    plt, shown = pyplot(), _first_seeds(rows)
+    count = len(shown) + 1
     figure, axes = plt.subplots(
-        len(names) + 1, 3, figsize=size, squeeze=False, layout="constrained"
+        count, 3, figsize=(11, 0.37 * count), squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(h_pad=0.01, w_pad=0.03, hspace=0, wspace=0)
 
@@ -202,19 +223,15 @@ def draw_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.imshow(torch.cat(tuple(enlarged[:, 0]), 1).numpy(), interpolation="nearest", **colours)
 
     grey, loud = {"cmap": "gray", "vmin": -1, "vmax": 1}, {"cmap": "magma", "vmin": -4.6, "vmax": 3}
-    for line, name in enumerate(names, 1):
-        again = f"delete {folders[name]}, and run again"
-        shown = load_tensors(folders[name] / "shown.pt", again)
-        if line == 1:
-            for axis in axes[0]:
-                strip(axis, shown["heard"], **grey)
-        logmels = shown["logmels"].transpose(2, 3).flip(2)  # low pitches at the bottom
-        strip(axes[line, 0], logmels, **loud)
-        strip(axes[line, 1], shown["imagined"], **grey)
-        decoder = folders[name].parent / "linear" / "shown.pt"
-        if decoder.exists():
-            strip(axes[line, 2], load_tensors(decoder, again)["decoded"], **grey)
-    labels = ["image", *(name.replace("_", " ") for name in names)]
+    for line, (folder, tensors) in zip(axes[1:], shown.values(), strict=True):
+        strip(line[0], tensors["logmels"].transpose(2, 3).flip(2), **loud)  # low pitches below
+        strip(line[1], tensors["imagined"], **grey)
+        decoder = folder.parent / "linear"
+        if is_complete(decoder):
+            strip(line[2], _load_shown(decoder)["decoded"], **grey)
+    for axis in axes[0]:
+        strip(axis, next(iter(shown.values()))[1]["heard"], **grey)
+    labels = ["image", *(name.replace("_", " ") for name in shown)]
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label, rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], ("log-mels", "imagined", "linear decoder"), strict=True):
@@ -227,31 +244,25 @@ def draw_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_sounds(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a page to hear the same test images under every encoding, side by side."""
-    folders = {row["encoding"]: Path(row["folder"]) for row in reversed(rows)}
-    cells: list[list[dict[str, str]]] = []
-    heard: list[str] = []
-    for name, folder in reversed(folders.items()):
-        shown = load_tensors(folder / "shown.pt", f"delete {folder}, and run again")
+    sections: list[dict[str, Any]] = []  # of each image
+    for name, (folder, shown) in _first_seeds(rows).items():
         config = read_metrics(folder / "train_vggish")["config"]
         translator = VoiceTranslator(Encoding(**config["encoding"]))
         images = (255 * downsample_lstsq(shown["heard"])).round().clamp(0, 255).byte()[:, 0]
-        heard = [png(image.numpy()) for image in images]
-        cells.append([])
-        for sound, logmel, imagined in zip(
+        sections = sections or [{"heard": png(image.numpy()), "rows": []} for image in images]
+        sounds, logmels, imagined = (
             to_pcm16(translator(images)),
-            shown["logmels"][:, 0],
-            shown["imagined"][:, 0],
-            strict=True,
-        ):
-            pixels = (imagined + 1).mul(127.5).round().byte()
+            shown["logmels"],
+            shown["imagined"],
+        )
+        pixels = (imagined + 1).mul(127.5).round().byte()
+        for section, sound, logmel, drawn in zip(sections, sounds, logmels, pixels, strict=True):
             row = {
                 "name": name,
                 "sound": wav(sound.numpy(), translator.encoding.sample_rate),
-                "logmel": png(spectrogram(logmel.numpy())),
-                "imagined": png(pixels.numpy()),
+                "logmel": png(spectrogram(logmel[0].numpy())),
+                "imagined": png(drawn[0].numpy()),
             }
-            cells[-1].append(row)
-    by_image = zip(*cells, strict=True)
-    images = [{"heard": one, "rows": row} for one, row in zip(heard, by_image, strict=True)]
-    page = template("sounds.html.j2").render(images=images)
+            section["rows"].append(row)
+    page = template("sounds.html.j2").render(images=sections)
     write_file(path, lambda beside: beside.write_text(page, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The sweep over encodings and seeds: what is trained, in which folder, and by how many workers.
+"""The sweep over encodings and seeds: what is trained, in which folder, and by which engine.
 
 compare_encodings.py hands over the scripts' `main`s and settings. No package imports a script."""
 
@@ -6,10 +6,12 @@ import hashlib
 import json
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from common.files import (
 from common.locks import FolderLocked, lock_folder, unlock_folder
 from data import load_digits
 from data.resize import upsample
-from evaluation.encoding_report import draw_ratings, draw_sheet, tables, write_report, write_sounds
+from evaluation.encoding_report import row_of, tables, write_pictures, write_report
 from evaluation.encodings import Condition
 from evaluation.judges import JUDGES
 from evaluation.linear_decoder import decode_linearly
@@ -38,6 +40,8 @@ from models.late_blind import LateBlind
 from training.figures import first_of_each_class
 from training.run import NOT_HYPERPARAMETERS, config_to_dict, is_complete
 from vggish import ImageToLogMel, audio_fingerprint, fingerprints_match, frames_to_cover
+
+REPORT_EVERY = 60  # seconds; a report looks at the folder of every trial
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Schedule:
 
 
 class Trial(NamedTuple):
-    """What one worker runs at a time: an encoding with a seed, or its linear decoder."""
+    """What one worker runs at a time: an encoding with a seed, its linear decoder, or `SHARED`."""
 
     name: str  # of the encoding
     condition: Condition
@@ -71,7 +75,10 @@ class Trial(NamedTuple):
         return is_complete(self.record)
 
 
+SHARED = "stage two and the judges"
 Result = tuple[Trial, str]  # and why it failed; empty if it did not
+Work = Callable[[Trial, str], Result]  # of a trial and a device
+Engine = Callable[[Work, Sequence[Trial], Sequence[str], Path], Iterator[Result]]  # see `run_local`
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Sweep:
     mains: Mapping[str, Callable[[Any], Any]]  # of the scripts, by the names in Schedule
     data_root: Path
     results: Path
+    keep_models: bool = True  # of rated trials
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.only if name not in self.encodings]:
@@ -181,12 +189,13 @@ class Sweep:
         text = json.dumps(settings, indent=1) + "\n"
         write_file(folder / "settings.json", lambda path: path.write_text(text))
 
-    def train_shared(self, device: str) -> None:
+    def train_shared(self, trial: Trial, device: str) -> Result:
         """Train stage two and the judges, unless they are there. Their seed is 0 for all trials."""
         places = {"results": self.memory, "data_root": self.data_root, "device": device}
         folders = ("mnist_classify_train", *(f"judges/{name}" for name in JUDGES))
         self._run_stage("classifier", folders, **places)
         self._run_stage("gan", ("emnist_dcgan",), **places)
+        return trial, ""
 
     def run_trial(self, trial: Trial, device: str) -> Result:
         """Run a trial on a device. All that it prints goes to output.txt in its folder."""
@@ -230,6 +239,9 @@ class Sweep:
         save_shown(run, trial.folder / "shown.pt", self.data_root, choose_device(device))
         rating = replace(self.schedule.evaluation, **places, name=run, output=trial.record)
         self.mains["evaluation"](rating)
+        if not self.keep_models:
+            for folder in (trial.folder / "train_vggish", run):
+                (folder / "checkpoint.pt").unlink()
 
     def _run_stage(self, stage: str, names: tuple[str, ...], **changes: Any) -> None:
         """Run a script unless its runs `names` are complete: from the last finished epoch if it was
@@ -243,47 +255,57 @@ class Sweep:
             (one / "last.pt").unlink(missing_ok=True)
 
 
-def run_sweep(sweep: Sweep, workers: int | None, device: str, title: str) -> list[dict[str, Any]]:
+def run_sweep(
+    sweep: Sweep, devices: Sequence[str], title: str, engine: Engine | None = None
+) -> list[dict[str, Any]]:
     """Run the trials that are not finished, and compare all finished encodings; returns the rows of
     comparison.csv.
 
     Args:
         sweep: what is compared.
-        workers: how many trials run at a time. None: one per GPU, or one.
-        device: as in the scripts. With `auto`, each worker has its own GPU.
+        devices: of the workers.
         title: the settings in words, for the report.
+        engine: what runs the trials. None: `run_local`.
 
     Raises:
         UserError: if the sweep is running already, or a trial failed; the others are finished.
     """
-    root, trials = sweep.root, sweep.trials()
+    root, trials, engine = sweep.root, sweep.trials(), engine or run_local
     check_writable(root)
     lock_folder(root)
     for name in sweep.chosen:
         sweep.begin(name)
-    choose_device(device)
-    sweep.train_shared(device)
-    devices = worker_devices(workers, device)
+    memory = Trial(SHARED, Condition(), 0, sweep.memory, sweep.memory / "emnist_dcgan")
+    for _, error in engine(sweep.train_shared, [memory], devices, root):
+        if error:
+            raise UserError(error)
     failed: dict[Trial, str] = {}
+    row = cache(row_of)  # that of a finished trial does not change
 
     def report() -> list[dict[str, Any]]:
         missing = [trial.title for trial in trials if not trial.finished]
-        return write_report(root, sweep.finished_runs(), title, missing)
+        runs = sweep.finished_runs()
+        rows = [row(name, run) for name, folders in runs.items() for run in folders]
+        write_report(root, rows, title, missing)
+        return rows
 
-    for kind, linear in (("linear decoders", True), ("trials", False)):
-        missing = [one for one in trials if not one.finished and (one.seed is None) == linear]
-        results = run_local(sweep.run_trial, missing, devices, root)
-        hidden = not (missing and sys.stderr.isatty())
-        for trial, error in tqdm(results, kind, len(missing), disable=hidden):
+    missing = [trial for trial in trials if not trial.finished]
+    results, reported = engine(sweep.run_trial, missing, devices, root), -REPORT_EVERY
+    hidden = not (missing and sys.stderr.isatty())
+    try:
+        for trial, error in tqdm(results, "trials", len(missing), disable=hidden):
             if error:
                 failed[trial] = error
+            if trial.seed is None:  # the rows hold its numbers
+                row.cache_clear()
             tqdm.write(f"{trial.title}: {'failed' if error else 'finished'}")
-            report()
-
-    if rows := report():
-        draw_ratings(root / "ratings.png", rows)
-        draw_sheet(root / "sheet.png", rows)
-        write_sounds(root / "sounds.html", rows)
+            if time.monotonic() - reported >= REPORT_EVERY:
+                report()
+                reported = time.monotonic()
+    finally:
+        rows = report()
+    if rows:
+        write_pictures(root, rows)
         print(f"\n{tables(rows)}")
     unlock_folder(root)
     done = sum(trial.finished for trial in trials)
@@ -300,12 +322,11 @@ def run_sweep(sweep: Sweep, workers: int | None, device: str, title: str) -> lis
 
 
 def run_local(
-    run: Callable[[Trial, str], Result], trials: Sequence[Trial], devices: Sequence[str],
-    root: Path,
-) -> Iterator[Result]:  # fmt: skip
+    run: Work, trials: Sequence[Trial], devices: Sequence[str], root: Path
+) -> Iterator[Result]:
     """The engine for one machine: run trials, as many at a time as there are `devices`, and yield
-    each result when it is there. Workers lock their device in `root`. Another engine would take the
-    same arguments.
+    each result when it is there. Workers lock their device in `root`. `run_ray` takes the same
+    arguments.
 
     Raises:
         UserError: if a worker was killed.
@@ -327,9 +348,7 @@ def run_local(
         ) from error
 
 
-def run_on_free_device(
-    run: Callable[[Trial, str], Result], trial: Trial, devices: Sequence[str], root: Path
-) -> Result:
+def run_on_free_device(run: Work, trial: Trial, devices: Sequence[str], root: Path) -> Result:
     """Run a trial on the first device that no other worker has locked."""
     for number, device in enumerate(devices):
         with suppress(FolderLocked):
