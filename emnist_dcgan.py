@@ -31,15 +31,12 @@ from models.discriminator import Discriminator
 from models.generator import NOISE_SIZE, Generator, generate, seeded_noise
 from training.cuda_graph import CudaGraphStep
 from training.figures import save_curves, save_grid
-from training.loop import RunningMean, epoch_batches, optimizer_step, progress_bar, seed_epoch
+from training.loop import RunningMean, epoch_batches, optimizer_step
 from training.run import Run, require_complete
 from training.upstream import UPSTREAM_STAGES, load_judge
 
-# How a failed GAN is recognised.
-# the discriminator has won if its mean loss is this near to the least loss that is possible
-D_LOSS_MARGIN = 0.02
-# the samples have collapsed if they vary less than this share of what real images do
-MIN_DIVERSITY = 0.05
+D_LOSS_MARGIN = 0.02  # the discriminator has won if its loss is this near to the least possible
+MIN_DIVERSITY = 0.05  # the samples have collapsed if they vary less than this share of real images
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,12 @@ class Config:
     digits_only: bool = True  # Leave out the letters of EMNIST.
 
     # -- network
-    # Channels of the generator's last hidden layer and the discriminator's first layer. Published:
-    # 64.
+    # Channels of the generator's last hidden and the discriminator's first layer. Published: 64.
     width: Count = 64
 
     # -- schedule
     epochs: Count = 50  # Number of epochs. Published: 50.
-    # Images an epoch, drawn again in each. None: all but the tenth that is held out. Published:
-    # all.
+    # Images an epoch, drawn again in each. None: all but the tenth held out. Published: all.
     images_per_epoch: Annotated[int, Limit(2)] | None = None
     batch: BatchSize = 64  # Images a step. Published: 64.
     learning_rate: LearningRate = 2e-4  # Learning rate of the generator's Adam. Published: 2e-4.
@@ -79,10 +74,8 @@ class Config:
     # -- run
     seed: Seed = 0  # Seed of the weights, the order and the noise.
     device: str = "auto"  # auto, cpu, cuda or cuda:1.
-    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
-    deterministic: bool = False
-    # Capture the training step on a GPU. Set it to False while you edit the step.
-    cuda_graphs: bool = True
+    deterministic: bool = False  # Give the same bits in every run on a GPU too, which is slower.
+    cuda_graphs: bool = True  # Capture the step on a GPU. Set it to False while you edit it.
     # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
@@ -123,19 +116,16 @@ def main(config: Config) -> dict[str, float]:
     )
     fixed_noise = seeded_noise(len(validation.labels), config.seed, device)
 
-    hashes = data_hashes(train=train, validation=validation) | checkpoint_hashes(
-        {"judge_cnn": judge_folder}
-    )
+    hashes = data_hashes(train=train, validation=validation)
+    hashes |= checkpoint_hashes({"judge_cnn": judge_folder})
     prolongs = config.instance_noise == 0 or "the instance noise falls over all epochs"
     run = Run("emnist_dcgan", config, device, sha256=hashes, draw=draw_curves, prolongs=prolongs)
     if run.finished_metrics:
         return run.finished_metrics
     first = run.start_or_resume(
-        generator=generator,
-        discriminator=discriminator,
-        g_optimiser=g_optimiser,
-        d_optimiser=d_optimiser,
-    )
+        generator=generator, discriminator=discriminator,
+        g_optimiser=g_optimiser, d_optimiser=d_optimiser,
+    )  # fmt: skip
 
     def step(index: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         real = upsample(train.images[index])
@@ -160,47 +150,40 @@ def main(config: Config) -> dict[str, float]:
         step, device, d_optimiser, g_optimiser, enabled=config.cuda_graphs, try_algorithms=True
     )
     for epoch in range(first, config.epochs + 1):
-        order = seed_epoch(config.seed, epoch)
         generator.train()
-        d_loss_mean, g_loss_mean = (
-            RunningMean(f"the {who}'s loss", epoch) for who in ("discriminator", "generator")
-        )
+        d_loss_mean = RunningMean("the discriminator's loss", epoch)
+        g_loss_mean = RunningMean("the generator's loss", epoch)
         title = f"epoch {epoch}/{config.epochs}"
-        taken = list(
-            epoch_batches(len(train.labels), config.batch, order, device, config.images_per_epoch)
-        )
-        done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
-        sigmas = torch.tensor([config.instance_noise * (1 - share) for share in done]).to(device)
-        for index, sigma in zip(progress_bar(taken, title), sigmas, strict=True):
+        for index, done in epoch_batches(config, epoch, len(train.labels), device, title):
+            sigma = torch.full((), config.instance_noise * (1 - done), device=device)
             d_loss, g_loss = graph_step(index, sigma)
             d_loss_mean.add(d_loss)
             g_loss_mean.add(g_loss)
 
         samples = generate(generator, fixed_noise)
+        distance = frechet_distance(judge_features(judge, samples), real_features)
+        diversity = (pixel_diversity(samples) / real_diversity).item()
+        d_loss, g_loss = d_loss_mean.compute(), g_loss_mean.compute()
+        failure = gan_failure(d_loss, diversity, config.real_label)
+        if failure:
+            advice = "try a lower --discriminator-learning-rate, or more --instance-noise"
+            print(f"warning: epoch {epoch}: {failure}; {advice}.")
+        save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
         record = {
             "epoch": epoch,
-            "discriminator_loss": d_loss_mean.compute(),
-            "generator_loss": g_loss_mean.compute(),
-            "frechet_distance": frechet_distance(judge_features(judge, samples), real_features),
-            "diversity": (pixel_diversity(samples) / real_diversity).item(),
+            "discriminator_loss": d_loss,
+            "generator_loss": g_loss,
+            "frechet_distance": distance,
+            "diversity": diversity,
+            "failure": failure,
         }
-        record["failure"] = gan_failure(
-            record["discriminator_loss"], record["diversity"], config.real_label
-        )
-        if record["failure"]:
-            advice = "try a lower --discriminator-learning-rate, or more --instance-noise"
-            print(f"warning: epoch {epoch}: {record['failure']}; {advice}.")
-        save_grid(run.folder / f"samples_{epoch:03d}.png", samples[:100], columns=10)
         run.end_epoch(  # the last epoch counts, as published: nothing is picked
             record, True,
-            f"{title}: Frechet distance {record['frechet_distance']:.2f}, "
-            f"losses D {record['discriminator_loss']:.3f}, G {record['generator_loss']:.3f}",
+            f"{title}: Frechet distance {distance:.2f}, losses D {d_loss:.3f}, G {g_loss:.3f}",
         )  # fmt: skip
 
-    metrics = {
-        name: run.history[-1][name]
-        for name in ("frechet_distance", "discriminator_loss", "generator_loss")
-    }
+    names = ("frechet_distance", "discriminator_loss", "generator_loss")
+    metrics = {name: run.history[-1][name] for name in names}
     run.finish(metrics)
     print(
         f"samples at a Frechet distance of {metrics['frechet_distance']:.2f}. {run.folder}. Next: "
@@ -234,7 +217,7 @@ def pixel_diversity(images: Tensor) -> Tensor:
 
 def gan_failure(discriminator_loss: float, diversity: float, real_label: float) -> str:
     """What went wrong in an epoch; empty if nothing did."""
-    # no discriminator's loss is smaller
+    # The least loss that is possible, with targets `real_label` and 0.
     least = -sum(p * math.log(p) for p in (real_label, 1 - real_label) if p > 0)
     if discriminator_loss - least < D_LOSS_MARGIN:
         return f"the discriminator has won: no loss is lower than its {discriminator_loss:.4f}"

@@ -64,10 +64,8 @@ class Config:
     # -- run
     seed: Seed = 0  # Seed of the classifier. The judges' seeds are this one plus 1000 and 2000.
     device: str = "auto"  # auto, cpu, cuda or cuda:1.
-    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
-    deterministic: bool = False
-    # Capture the training step on a GPU. Set it to False while you edit the step.
-    cuda_graphs: bool = True
+    deterministic: bool = False  # Give the same bits in every run on a GPU too, which is slower.
+    cuda_graphs: bool = True  # Capture the step on a GPU. Set it to False while you edit it.
     # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
@@ -108,7 +106,7 @@ def main(config: Config) -> dict[str, float]:
         name: getattr(config, name)
         for name in ("dataset", "data_root", "results", "resume", "deterministic")
     }
-    settings = JudgeConfig(
+    cnn = JudgeConfig(
         **shared,
         epochs=config.cnn_epochs,
         learning_rate=config.cnn_learning_rate,
@@ -118,15 +116,11 @@ def main(config: Config) -> dict[str, float]:
         seed=config.seed + 1000,
         cuda_graphs=config.cuda_graphs,
     )
-    vit = replace(
-        settings,
-        epochs=config.vit_epochs,
-        learning_rate=config.vit_learning_rate,
-        seed=config.seed + 2000,
-    )
+    schedule = {"epochs": config.vit_epochs, "learning_rate": config.vit_learning_rate}
+    vit = replace(cnn, **schedule, seed=config.seed + 2000)
     kernel = KernelConfig(**shared, centres=config.kernel_centres, seed=config.seed + 2000)
     accuracies = {
-        "cnn": train_judge("cnn", settings, device),
+        "cnn": train_judge("cnn", cnn, device),
         "vit": train_judge("vit", vit, device),
         "kernel": fit_kernel_judge(kernel, device),
     }

@@ -43,7 +43,7 @@ from models.late_blind import LateBlind
 from training.cuda_graph import CudaGraphStep
 from training.figures import save_curves
 from training.logmels import LogMelCache
-from training.loop import RunningMean, epoch_batches, optimizer_step, progress_bar, seed_epoch
+from training.loop import RunningMean, epoch_batches, optimizer_step
 from training.losses import AudioLoss, audio_loss, binarization_penalty, null_space_penalty
 from training.run import Run
 from training.upstream import load_upstream, upstream_folders
@@ -83,8 +83,7 @@ class Config:
 
     # -- schedule
     epochs: Count = 4  # Number of epochs. Published: 4.
-    # The last epochs train the generator too; the ones before, the audio network alone. Published:
-    # 1.
+    # The last epochs train the generator too; those before, the audio network alone. Published: 1.
     joint_epochs: Annotated[int, Limit(0)] = 1
     # Images an epoch, drawn again in each. None: all but the validation part. Published: all.
     images_per_epoch: Annotated[int, Limit(2)] | None = None
@@ -106,10 +105,8 @@ class Config:
     name: str = "train_all"  # Name of the run's folder in results.
     seed: Seed = 0  # Seed of the order and the noise. The weights are those of the earlier stages.
     device: str = "auto"  # auto, cpu, cuda or cuda:1.
-    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
-    deterministic: bool = False
-    # Capture the training step on a GPU. Set it to False while you edit the step.
-    cuda_graphs: bool = True
+    deterministic: bool = False  # Give the same bits in every run on a GPU too, which is slower.
+    cuda_graphs: bool = True  # Capture the step on a GPU. Set it to False while you edit it.
     # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
@@ -148,9 +145,7 @@ def main(config: Config) -> dict[str, float]:
             "more of them."
         )
     device = choose_device(config.device, config.deterministic)
-    folders = upstream_folders(
-        config.results, config.audio_run, config.classifier_run, config.gan_run, config.judges
-    )
+    folders = upstream_folders(config)
     upstream = load_upstream(folders, device)
     front_end, network, generator = upstream.front_end, upstream.audio_network, upstream.generator
     model = LateBlind(front_end, network, generator, upstream.dataset)
@@ -159,13 +154,12 @@ def main(config: Config) -> dict[str, float]:
     validation = load_digits(upstream.dataset, "validation", config.data_root, device)
     names = class_names(upstream.dataset, config.data_root)
 
-    slower = {
-        "params": list(generator.parameters()),
-        "lr": config.generator_lr_scale * config.learning_rate,
-    }
-    optimiser = torch.optim.Adam(
-        [{"params": list(network.parameters())}, slower], config.learning_rate, fused=True
-    )
+    slower = config.generator_lr_scale * config.learning_rate
+    groups = [
+        {"params": list(network.parameters())},
+        {"params": list(generator.parameters()), "lr": slower},
+    ]
+    optimiser = torch.optim.Adam(groups, config.learning_rate, fused=True)
     alone = config.epochs - config.joint_epochs
 
     def lr_factor(done: int) -> float:
@@ -173,37 +167,27 @@ def main(config: Config) -> dict[str, float]:
         line towards 0."""
         if done < alone:
             return 1.0
-        return (
-            config.joint_learning_rate
-            / config.learning_rate
-            * (config.epochs - done)
-            / max(config.joint_epochs, 1)
-        )
+        step_down = config.joint_learning_rate / config.learning_rate
+        return step_down * (config.epochs - done) / max(config.joint_epochs, 1)
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_factor)
     inherited = {
         "encoding": asdict(front_end.encoding),
         "frames": front_end.frames,
         "hop": front_end.hop,
-    }
-    inherited |= {"dataset": upstream.dataset, "classes": upstream.classes}
-    inherited |= {"vggish_width": network.width, "generator_width": generator.width}
-    run_folder = config.results / config.name
-    inherited["upstream"] = {
-        stage: os.path.relpath(folder, run_folder) for stage, folder in folders.items()
+        "dataset": upstream.dataset,
+        "classes": upstream.classes,
+        "vggish_width": network.width,
+        "generator_width": generator.width,
+        "upstream": {
+            stage: os.path.relpath(folder, config.results / config.name)
+            for stage, folder in folders.items()
+        },
     }
     hashes = data_hashes(train=train, validation=validation) | checkpoint_hashes(folders)
-    run = Run(
-        "train_all",
-        config,
-        device,
-        config.name,
-        hashes,
-        draw_curves,
-        audio_fingerprint(front_end),
-        "its learning rate falls along a line over all epochs",
-        **inherited,
-    )
+    prolongs = "its learning rate falls along a line over all epochs"
+    run = Run("train_all", config, device, config.name, hashes, draw_curves,
+              audio_fingerprint(front_end), prolongs, **inherited)  # fmt: skip
     if run.finished_metrics:
         return run.finished_metrics
     first = run.start_or_resume(
@@ -247,37 +231,26 @@ def main(config: Config) -> dict[str, float]:
 
     graph_step = CudaGraphStep(step, device, optimiser, enabled=config.cuda_graphs)
     for epoch in range(first, config.epochs + 1):
-        order = seed_epoch(config.seed, epoch)
         network.train()
         if not config.dropout:
             network.dropout.eval()  # the BatchNorm behind it goes on learning
         means: dict[str, RunningMean] = {}
         title = f"epoch {epoch}/{config.epochs}"
-        taken = list(
-            epoch_batches(len(train.labels), config.batch, order, device, config.images_per_epoch)
-        )
-        done = [(epoch - 1 + step / len(taken)) / config.epochs for step in range(len(taken))]
-        binarizations = torch.tensor([config.binarization_weight * share for share in done]).to(
-            device
-        )
-        for index, binarization, share in zip(
-            progress_bar(taken, title), binarizations, done, strict=True
-        ):
-            kind = "loudness" if share < config.loudness_fraction else config.audio_loss
+        for index, done in epoch_batches(config, epoch, len(train.labels), device, title):
+            kind = "loudness" if done < config.loudness_fraction else config.audio_loss
+            binarization = torch.full((), config.binarization_weight * done, device=device)
             for name, term in graph_step(index, binarization, kind, epoch > alone).items():
-                means.setdefault(name, RunningMean(f"the {name.replace('_', ' ')}", epoch)).add(
-                    term
-                )
+                mean = means.setdefault(name, RunningMean(f"the {name.replace('_', ' ')}", epoch))
+                mean.add(term)
         scheduler.step()
 
         imagined, distance = imagine(model, validation.images, config.audio_loss)
         rating = rate_epoch(upstream.classifier, upstream.judge, validation, imagined)
+        null_space = torch.stack([null_space_penalty(part) for part in imagined.split(500)])
         validated = {
             "cross_entropy": rating["cross_entropy"],
             "audio_loss": distance,
-            "null_space": torch.stack([null_space_penalty(part) for part in imagined.split(500)])
-            .mean()
-            .item(),
+            "null_space": null_space.mean().item(),
             "binarization": binarization_penalty(imagined).item(),
         }
         # The objective itself on the validation part, never the judge, decides which epoch is best.
@@ -285,7 +258,7 @@ def main(config: Config) -> dict[str, float]:
         record = {
             "epoch": epoch,
             **{name: mean.compute() for name, mean in means.items()},
-            **{f"validation_{name}": value for name, value in {**rating, **validated}.items()},
+            **{f"validation_{name}": value for name, value in (rating | validated).items()},
             "validation_loss": loss,
         }
         best = loss < min((line["validation_loss"] for line in run.history), default=float("inf"))
@@ -296,8 +269,7 @@ def main(config: Config) -> dict[str, float]:
         run.end_epoch(
             record, best,
             f"{title}: right by judge cnn {rating['judge_accuracy']:.2%}, retrieval "
-            f"{rating['retrieval']:.1%}, "
-            f"validation loss {loss:.3f}",
+            f"{rating['retrieval']:.1%}, validation loss {loss:.3f}",
         )  # fmt: skip
 
     best_epoch = run.load_best()
@@ -309,9 +281,8 @@ def main(config: Config) -> dict[str, float]:
     run.finish(metrics, data_hashes(test=test))
     print(
         f"imagined images classified right: {metrics['judge_accuracy']:.2%} by the judge cnn, "
-        f"{metrics['test_accuracy']:.2%} "
-        f"by the classifier of the training (epoch {best_epoch}). {run.folder}. Next: evaluate.py "
-        f"--name {config.name}"
+        f"{metrics['test_accuracy']:.2%} by the classifier of the training (epoch {best_epoch}). "
+        f"{run.folder}. Next: evaluate.py --name {config.name}"
     )
     if not config.sound_consistency:
         print("This is the published objective. Ours is better: train_all.py sound-consistent")
@@ -340,19 +311,22 @@ def sample(generator: Generator, count: int, device: torch.device) -> Tensor:
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a run from its log."""
-    shares = {
-        "validation_accuracy": "accuracy, classifier",
-        "validation_judge_accuracy": "accuracy, judge cnn",
-        "validation_retrieval": "retrieval",
-        "validation_correlation": "correlation",
-    }
-    distance = {"validation_frechet_distance": "imagined to real images"}
-    losses = {
-        "cross_entropy": "cross-entropy, training",
-        "validation_audio_loss": "audio loss, validation",
-    }
-    panels = {"validation part": shares, "Frechet distance": distance, "loss": losses}
-    save_curves(folder, panels)
+    save_curves(
+        folder,
+        {
+            "validation part": {
+                "validation_accuracy": "accuracy, classifier",
+                "validation_judge_accuracy": "accuracy, judge cnn",
+                "validation_retrieval": "retrieval",
+                "validation_correlation": "correlation",
+            },
+            "Frechet distance": {"validation_frechet_distance": "imagined to real images"},
+            "loss": {
+                "cross_entropy": "cross-entropy, training",
+                "validation_audio_loss": "audio loss, validation",
+            },
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from training.classifier import draw_curves, sound_accuracy
 from training.cuda_graph import CudaGraphStep
 from training.figures import first_of_each_class, save_soundscapes
 from training.logmels import LogMelCache
-from training.loop import RunningMean, epoch_batches, optimizer_step, seed_epoch
+from training.loop import RunningMean, epoch_batches, optimizer_step
 from training.run import Run
 from vggish import HOP, ImageToLogMel, audio_fingerprint
 from voice_translator import Encoding
@@ -61,10 +61,8 @@ class Config:
     # -- run
     seed: Seed = 0  # Seed of the weights, the order and the dropout.
     device: str = "auto"  # auto, cpu, cuda or cuda:1.
-    # On a GPU, give the same bits in every run; it is somewhat slower. The CPU always does.
-    deterministic: bool = False
-    # Capture the training step on a GPU. Set it to False while you edit the step.
-    cuda_graphs: bool = True
+    deterministic: bool = False  # Give the same bits in every run on a GPU too, which is slower.
+    cuda_graphs: bool = True  # Capture the step on a GPU. Set it to False while you edit it.
     # The folder of the data sets; also $LISTEN_DATA.
     data_root: Path = field(default_factory=default_root)
     results: Path = Path("results")  # The folder of all runs.
@@ -128,13 +126,10 @@ def main(config: Config) -> dict[str, float]:
 
     graph_step = CudaGraphStep(step, device, optimiser, enabled=config.cuda_graphs)
     for epoch in range(first, config.epochs + 1):
-        generator = seed_epoch(config.seed, epoch)
         network.train()
         mean_loss = RunningMean("the loss", epoch)
-        title = f"epoch {epoch}/{config.epochs}"
-        for index in epoch_batches(
-            len(train.labels), config.batch, generator, device, config.images_per_epoch, title
-        ):
+        title = f"train_vggish, epoch {epoch}/{config.epochs}"
+        for index, _ in epoch_batches(config, epoch, len(train.labels), device, title):
             mean_loss.add(graph_step(index))
         scheduler.step()
 

@@ -36,19 +36,18 @@ def load_checkpoint(path: Path, stage: str, hint: str | None = None) -> dict[str
         )
     checkpoint = load_tensors(path, hint)
     kinds = {"stage": str, "version": int, "config": dict, "networks": dict, "epoch": int}
+    wrong = ""
     if not all(isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()):
-        raise UserError(f"{path} is no checkpoint of this project; {hint}.")
-    if checkpoint["stage"] != stage:
-        raise UserError(
-            f"{path} is a checkpoint of {checkpoint['stage'][:100]!r}, not of {stage!r}; {hint}."
-        )
-    if checkpoint["version"] != CHECKPOINT_VERSION:
-        raise UserError(
-            f"{path} has checkpoint version {checkpoint['version']}, but this code reads version "
-            f"{CHECKPOINT_VERSION}; {hint}."
-        )
-    if not all(isinstance(state, dict) for state in checkpoint["networks"].values()):
-        raise UserError(f"{path} holds no weights; {hint}.")
+        wrong = "is no checkpoint of this project"
+    elif checkpoint["stage"] != stage:
+        wrong = f"is a checkpoint of {checkpoint['stage'][:100]!r}, not of {stage!r}"
+    elif checkpoint["version"] != CHECKPOINT_VERSION:
+        wrong = f"has checkpoint version {checkpoint['version']}, but this code reads version "
+        wrong += f"{CHECKPOINT_VERSION}"
+    elif not all(isinstance(state, dict) for state in checkpoint["networks"].values()):
+        wrong = "holds no weights"
+    if wrong:
+        raise UserError(f"{path} {wrong}; {hint}.")
     return checkpoint
 
 
@@ -85,20 +84,19 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
 
 def _require_fit(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = network.state_dict()
-    reasons = [f"{name} is missing" for name in own if not isinstance(state.get(name), Tensor)]
-    reasons += [f"{name!r} is unknown" for name in state if name not in own]
-    for name, value in own.items() if not reasons else ():
-        if state[name].shape != value.shape:
-            reasons.append(
-                f"size mismatch of {name}: {list(state[name].shape)}, not {list(value.shape)}"
-            )
-        elif state[name].dtype != value.dtype:
-            reasons.append(f"{name} is {state[name].dtype}, not {value.dtype}")
-    if reasons:
-        kind = type(network).__name__
-        raise UserError(
-            f"the weights in {path} do not fit {kind} ({reasons[0][:200]}); train it again."
-        )
+    for name in own | state:
+        wanted, given, reason = own.get(name), state.get(name), ""
+        if wanted is None:
+            reason = f"{name!r} is unknown"
+        elif not isinstance(given, Tensor):
+            reason = f"{name} is missing"
+        elif given.shape != wanted.shape:
+            reason = f"size mismatch of {name}: {list(given.shape)}, not {list(wanted.shape)}"
+        elif given.dtype != wanted.dtype:
+            reason = f"{name} is {given.dtype}, not {wanted.dtype}"
+        if reason:
+            what = f"the weights in {path} do not fit {type(network).__name__}"
+            raise UserError(f"{what} ({reason[:200]}); train it again.")
 
 
 def all_finite(state: dict[str, Tensor]) -> bool:
@@ -115,11 +113,8 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def checkpoint_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
-    """The SHA-256 of the checkpoints of some runs, by the name `<stage>/checkpoint.pt`.
-
-    Args:
-        folders: stage -> the folder of its run.
-    """
+    """The SHA-256 of the checkpoints of some runs, from stage -> the folder of its run, by the name
+    `<stage>/checkpoint.pt`."""
     return {
         f"{stage}/checkpoint.pt": file_sha256(folder / "checkpoint.pt")
         for stage, folder in folders.items()

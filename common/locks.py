@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -85,8 +86,7 @@ def still_locked(folder: Path) -> bool:
 
 def unlock_folder(folder: Path) -> None:
     """Let other processes into `folder` again."""
-    for path in _lock_paths(folder):
-        _unlock(os.getpid(), path)
+    _unlock(_lock_paths(folder))
 
 
 def _lock_paths(folder: Path) -> list[Path]:
@@ -97,14 +97,11 @@ def _lock_paths(folder: Path) -> list[Path]:
     return [place.with_name(f".{place.name}.lock") for place in places]
 
 
-def _unlock(process: int, path: Path) -> None:
-    lock = _locks.pop((process, path), None)
-    if lock is not None and process == os.getpid():
-        path.unlink(missing_ok=True)  # while it is still locked
-        lock.release()
-
-
 @atexit.register
-def _unlock_all() -> None:
-    for process, path in list(_locks):
-        _unlock(process, path)
+def _unlock(paths: Iterable[Path] | None = None) -> None:
+    """Unlock these lock files; if None, all that this process holds."""
+    held = [path for process, path in _locks if process == os.getpid()]
+    for path in held if paths is None else paths:
+        if lock := _locks.pop((os.getpid(), path), None):
+            path.unlink(missing_ok=True)  # while it is still locked
+            lock.release()

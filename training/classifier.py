@@ -14,7 +14,7 @@ from data import Digits, class_names, data_hashes, load_digits
 from data.resize import upsample
 from training.cuda_graph import CudaGraphStep
 from training.figures import save_curves
-from training.loop import RunningMean, epoch_batches, optimizer_step, seed_epoch
+from training.loop import RunningMean, epoch_batches, optimizer_step
 from training.run import Run
 from vggish import EVAL_BATCH, ImageToLogMel
 
@@ -44,10 +44,8 @@ def train_classifier(
         What metrics.json says: test_accuracy and validation_accuracy.
     """
     device = next(network.parameters()).device
-    train, validation = (
-        load_digits(config.dataset, part, config.data_root, device)
-        for part in ("train", "validation")
-    )
+    train = load_digits(config.dataset, "train", config.data_root, device)
+    validation = load_digits(config.dataset, "validation", config.data_root, device)
     classes = len(class_names(config.dataset, config.data_root))
     hashes = data_hashes(train=train, validation=validation)
     constant = isinstance(scheduler, torch.optim.lr_scheduler.MultiStepLR)  # but for its steps
@@ -67,13 +65,10 @@ def train_classifier(
 
     graph_step = CudaGraphStep(step, device, optimiser, enabled=config.cuda_graphs)
     for epoch in range(first, config.epochs + 1):
-        generator = seed_epoch(config.seed, epoch)
         network.train()
         mean_loss = RunningMean("the loss", epoch)
-        title = f"{stage} {epoch}/{config.epochs}"
-        for index in epoch_batches(
-            len(train.labels), config.batch, generator, device, config.images_per_epoch, title
-        ):
+        title = f"{stage}, epoch {epoch}/{config.epochs}"
+        for index, _ in epoch_batches(config, epoch, len(train.labels), device, title):
             mean_loss.add(graph_step(index))
         scheduler.step()
 
@@ -81,8 +76,7 @@ def train_classifier(
         best = accuracy > max((line["validation_accuracy"] for line in run.history), default=-1.0)
         run.end_epoch(
             {"epoch": epoch, "loss": loss, "validation_accuracy": accuracy}, best,
-            f"{stage}, epoch {epoch}/{config.epochs}: validation accuracy {accuracy:.2%}, loss "
-            f"{loss:.4f}",
+            f"{title}: validation accuracy {accuracy:.2%}, loss {loss:.4f}",
         )  # fmt: skip
 
     run.load_best()
@@ -97,13 +91,8 @@ def train_classifier(
 
 def draw_curves(folder: Path) -> None:
     """Draw the curves of a classifier's run from its log."""
-    save_curves(
-        folder,
-        {
-            "cross-entropy": {"loss": "training"},
-            "accuracy, a fraction": {"validation_accuracy": "validation part"},
-        },
-    )
+    accuracy = {"validation_accuracy": "validation part"}
+    save_curves(folder, {"cross-entropy": {"loss": "training"}, "accuracy, a fraction": accuracy})
 
 
 @torch.no_grad()
@@ -116,9 +105,8 @@ def classification_accuracy(network: nn.Module, digits: Digits) -> float:
 
 def sound_accuracy(front_end: ImageToLogMel, network: nn.Module, digits: Digits) -> float:
     """The share of the images whose sounds `network`, put in eval mode, classifies right."""
-    return (
-        (predict_digits(front_end, network, digits.images) == digits.labels).double().mean().item()
-    )
+    predicted = predict_digits(front_end, network, digits.images)
+    return (predicted == digits.labels).double().mean().item()
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-# before the capture; PyTorch makes optimiser state, plans and cuDNN choices in them
-WARMUP_STEPS = 3
+WARMUP_STEPS = 3  # before the capture: they make optimiser state, plans and cuDNN's choices
 
 
 class CudaGraphStep:
@@ -67,7 +66,7 @@ class CudaGraphStep:
         """A step without a graph, on the stream on which it will be captured."""
         assert self.stream
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream), cudnn_benchmark(self.try_algorithms):
+        with torch.cuda.stream(self.stream), self._settings(capturable=False):
             results = self.step(*inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
         return results
@@ -77,41 +76,25 @@ class CudaGraphStep:
         Nothing is computed yet."""
         arguments = tree_map_only(Tensor, torch.clone, inputs)
         graph = torch.cuda.CUDAGraph()
-        with (
-            capturable(self.optimisers),
-            cudnn_benchmark(self.try_algorithms),
-            torch.cuda.graph(graph, stream=self.stream),
-        ):
+        with self._settings(capturable=True), torch.cuda.graph(graph, stream=self.stream):
             results = tree_map_only(Tensor, Tensor.detach, self.step(*arguments))
         return graph, arguments, results
 
-
-@contextmanager
-def cudnn_benchmark(enabled: bool) -> Iterator[None]:
-    """Let cuDNN try its algorithms, unless the run must be deterministic."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = enabled and not torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-@contextmanager
-def capturable(optimisers: tuple[torch.optim.Optimizer, ...]) -> Iterator[None]:
-    """Let PyTorch capture the steps of `optimisers`. A fused optimiser is safe to capture except
-    for its learning rates, and `CudaGraphStep` watches those."""
-    groups = [
-        group
-        for optimiser in optimisers
-        for group in optimiser.param_groups
-        if "capturable" in group
-    ]
-    before = [group["capturable"] for group in groups]
-    for group in groups:
-        group["capturable"] = True
-    try:
-        yield
-    finally:
-        for group, was in zip(groups, before, strict=True):
-            group["capturable"] = was
+    @contextmanager
+    def _settings(self, capturable: bool) -> Iterator[None]:
+        """Let cuDNN try its algorithms, unless the run must be deterministic, and let PyTorch
+        capture the optimisers' steps if `capturable`. A fused optimiser is safe to capture except
+        for its learning rates, which `__call__` watches."""
+        before = torch.backends.cudnn.benchmark
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.backends.cudnn.benchmark = self.try_algorithms and not deterministic
+        groups = [group for optimiser in self.optimisers for group in optimiser.param_groups]
+        groups = [group for group in groups if "capturable" in group]
+        for group in groups:
+            group["capturable"] = capturable
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
+            for group in groups:
+                group["capturable"] = False

@@ -11,18 +11,21 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from common.files import write_file
-from common.media import pyplot, write_sound
+from common.media import pyplot, save_figure, write_sound
 from vggish import BANDS, SAMPLE_RATE, ImageToLogMel, band_of
 from voice_translator import to_pcm16
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
     """A plain grid: `(N, 1, H, W)` images in [-1, 1], `columns` beside one another."""
+    write_file(path, _grid(images, columns).save)
+
+
+def _grid(images: Tensor, columns: int) -> Image.Image:
     from torchvision.utils import make_grid  # it takes as long to import as PyTorch
 
     grid = make_grid(images, columns, normalize=True, value_range=(-1, 1))[0]  # of three channels
-    picture = Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy())
-    write_file(path, picture.save)
+    return Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy())
 
 
 def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor, names: Sequence[str]) -> None:
@@ -34,16 +37,14 @@ def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor, names: Sequence[
         imagined: likewise.
         names: of the rows.
     """
-    from torchvision.utils import make_grid  # it takes as long to import as PyTorch
-
     outlined = F.pad(heard[..., 2:-2, 2:-2], (2, 2, 2, 2), value=0.2)
     pairs = torch.stack([outlined, imagined], dim=2).flatten(0, 2)  # heard, imagined, heard, ...
     columns, cell = 2 * heard.shape[1], 66
-    grid = make_grid(pairs, columns, normalize=True, value_range=(-1, 1))[0]
+    grid = _grid(pairs, columns)
     font = ImageFont.load_default(size=13)
     left = 12 + int(max(font.getlength(name) for name in names))
-    canvas = Image.new("L", (left + grid.shape[1], 20 + grid.shape[0]))
-    canvas.paste(Image.fromarray(grid.mul(255).add(0.5).byte().cpu().numpy()), (left, 20))
+    canvas = Image.new("L", (left + grid.width, 20 + grid.height))
+    canvas.paste(grid, (left, 20))
     pen = ImageDraw.Draw(canvas)
     for row, name in enumerate(names):
         pen.text((left - 6, 20 + (row + 0.5) * cell), name, fill=255, font=font, anchor="rm")
@@ -56,20 +57,16 @@ def save_pair_grid(path: Path, heard: Tensor, imagined: Tensor, names: Sequence[
 
 def save_labelled_rows(path: Path, titles: Sequence[str], rows: Sequence[Tensor]) -> None:
     """Draw rows of images, `(N, 1, H, W)` in [-1, 1] each, with a title for each row."""
-    plt = pyplot()
     columns = max(map(len, rows))
-    size = (columns, 1.15 * len(rows))
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=size, layout="constrained", squeeze=False
-    )
+    look = {"figsize": (columns, 1.15 * len(rows)), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot().subplots(len(rows), columns, **look)
     for axis_row, title, images in zip(axes, titles, rows, strict=True):
         for axis in axis_row:
             axis.set(xticks=(), yticks=(), frame_on=False)
         for axis, image in zip(axis_row, images.cpu(), strict=False):
             axis.imshow(image[0].numpy(), cmap="gray", vmin=-1, vmax=1)
         axis_row[0].set_ylabel(title.replace(" ", "\n"), rotation=0, ha="right", va="center")
-    write_file(path, lambda beside: figure.savefig(beside, dpi=110))
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:
@@ -85,11 +82,10 @@ def save_curves(folder: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
         folder: of the run.
         panels: title of a panel with its unit -> key in the log -> label of the curve.
     """
-    plt = pyplot()
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in history]
-    size = (4.2 * len(panels), 3.2)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    look = {"figsize": (4.2 * len(panels), 3.2), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot().subplots(1, len(panels), **look)
     for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
         for key, label in curves.items():
             axis.plot(epochs, [line[key] for line in history], ".-", label=label)
@@ -98,8 +94,7 @@ def save_curves(folder: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(folder.name)
-    write_file(folder / "curves.png", lambda path: figure.savefig(path, dpi=110))
-    plt.close(figure)
+    save_figure(folder / "curves.png", figure)
 
 
 def save_soundscapes(
@@ -115,13 +110,12 @@ def save_soundscapes(
         images: `(N, H, W)` uint8.
         names: the title of each.
     """
-    plt = pyplot()
     with torch.no_grad():
         sounds = front_end.translator(images)
         logmels = front_end.log_mel(sounds)[:, 0].cpu().numpy()
     seconds = front_end.frames * front_end.hop / SAMPLE_RATE
-    size = (1.5 * len(images), 3.4)
-    figure, axes = plt.subplots(2, len(images), figsize=size, layout="constrained", squeeze=False)
+    size = {"figsize": (1.5 * len(images), 3.4), "layout": "constrained", "squeeze": False}
+    figure, axes = pyplot().subplots(2, len(images), **size)
     look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": -4.6, "vmax": 3}
     for above, below, image, logmel, name in zip(
         *axes, images.cpu().numpy(), logmels, names, strict=True
@@ -136,8 +130,7 @@ def save_soundscapes(
     axes[1, 0].set_yticks([band_of(hz) for hz in hertz], [f"{hz:,}" for hz in hertz])
     axes[1, 0].set_ylabel("Hz")
     figure.colorbar(shown, ax=axes[1], label="ln magnitude")
-    write_file(folder / "soundscapes.png", lambda path: figure.savefig(path, dpi=100))
-    plt.close(figure)
+    save_figure(folder / "soundscapes.png", figure, dpi=100)
     rate = front_end.encoding.sample_rate
     one_after_another = F.pad(sounds, (0, rate // 2)).movedim(0, -2).flatten(-2).cpu()
     write_sound(folder / "soundscapes.wav", to_pcm16(one_after_another), rate)

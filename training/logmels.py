@@ -1,5 +1,7 @@
 """The log-mels of a data set, kept between epochs."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,20 +27,15 @@ class LogMelCache:
     """
 
     def __init__(
-        self,
-        front_end: ImageToLogMel,
-        images: Tensor,
-        count: int,
-        gigabytes: float,
+        self, front_end: ImageToLogMel, images: Tensor, count: int, gigabytes: float,
         augmentation: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.front_end, self.images, self.augmentation = front_end, images, augmentation
         self.kept: Tensor | None = None
-        fits = len(images) * front_end.frames * BANDS * 2 <= gigabytes * 1e9
+        shape = (len(images), 1, front_end.frames, BANDS)
+        fits = math.prod(shape) * 2 <= gigabytes * 1e9
         if not augmentation and count > len(images) and fits:
-            self.kept = images.new_empty(
-                len(images), 1, front_end.frames, BANDS, dtype=torch.float16
-            )
+            self.kept = images.new_empty(shape, dtype=torch.float16)
             with torch.no_grad():
                 for part, place in zip(images.split(1000), self.kept.split(1000), strict=True):
                     place.copy_(front_end(part))
@@ -47,7 +44,7 @@ class LogMelCache:
         if self.kept is not None:
             return self.kept[index].float()
         images = self.images[index]
+        if self.augmentation:
+            images = augment_uint8(images, self.augmentation)
         with torch.no_grad():
-            return self.front_end(
-                augment_uint8(images, self.augmentation) if self.augmentation else images
-            )
+            return self.front_end(images)

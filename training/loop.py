@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,28 +24,32 @@ def seed_epoch(seed: int, epoch: int) -> torch.Generator:
 
 
 def epoch_batches(
-    total: int,
-    batch: int,
-    generator: torch.Generator,
-    device: torch.device,
-    take: int | None = None,
-    title: str = "",
-) -> Iterator[Tensor]:
-    """The indices of one epoch, `(batch,)` int64 each: a random order of `total`, of which the
-    first `take` are used.
+    config: Any, epoch: int, total: int, device: torch.device, title: str = ""
+) -> Iterator[tuple[Tensor, float]]:
+    """Seed an epoch, and yield its batches: their indices, `(batch,)` int64, in a random order, and
+    the share of the run that is done before them, in [0, 1).
 
     The last, smaller batch is left out, unless it is the only one. A terminal shows a progress bar.
-    If there are fewer images than `take` or `batch`, a line says so once.
+    If there are fewer images than the header asks for, a line says so once.
+
+    Args:
+        config: a header with `seed`, `epochs`, `batch` and `images_per_epoch`.
+        epoch: from 1 on.
+        total: the number of images.
+        device: of the indices.
+        title: of the progress bar.
     """
-    if take and take > total:
+    batch, take = config.batch, config.images_per_epoch or total
+    if take > total:
         say_once(f"--images-per-epoch is {take:,}, but there are {total:,} images; all are used.")
-    if batch > min(take or total, total):
+    if batch > min(take, total):
         say_once(
             f"--batch is {batch:,}, more than an epoch's images; an epoch is one step of them."
         )
-    order = torch.randperm(total, generator=generator)[:take].to(device)
-    used = order[: len(order) // batch * batch or len(order)]
-    yield from progress_bar(used.split(batch), title)
+    order = torch.randperm(total, generator=seed_epoch(config.seed, epoch))[:take].to(device)
+    batches = order[: len(order) // batch * batch or len(order)].split(batch)
+    for step, index in enumerate(progress_bar(batches, title)):
+        yield index, (epoch - 1 + step / len(batches)) / config.epochs
 
 
 @cache

@@ -45,9 +45,8 @@ def audio_loss(
     difference = sounded - logmels
     resolutions = (1, 2, 4) if kind in ("multires_l1", "loudness") else (1,)
     levels = [F.avg_pool2d(difference, k) for k in resolutions]
-    return torch.stack(
-        [(x.square() if kind in ("mse", "loudness") else x.abs()).mean() for x in levels]
-    ).mean()
+    squared = kind in ("mse", "loudness")
+    return torch.stack([(x.square() if squared else x.abs()).mean() for x in levels]).mean()
 
 
 def null_space_penalty(imagined: Tensor) -> Tensor:

@@ -12,10 +12,9 @@ A run lives in `results/<name>/`:
 An epoch counts as finished when last.pt is written. A new run never replaces an older one: the
 older one, complete or stopped, is moved to `<name>.1`, `<name>.2` and so on.
 
-A complete run can be prolonged by `--resume` with more epochs, where the schedule allows it: the
-learning rate stays that of the last epoch, or falls at `late_epoch` if that comes later. The run
-keeps last.pt for this, of up to three times the size of checkpoint.pt: 0.9 GB for stage one at the
-published width. If you will not prolong it, you may delete last.pt. Other runs remove it."""
+`--resume` with more epochs prolongs a complete run, where the schedule allows it. The learning rate
+stays that of the last epoch, or falls at `late_epoch` if that comes later. Such a run keeps
+last.pt, of up to 0.9 GB in stage one; if you will not prolong it, you may delete last.pt."""
 
 import dataclasses
 import json
@@ -44,10 +43,10 @@ from common.files import (
 )
 from common.locks import lock_folder, still_locked, unlock_folder
 from common.provenance import code_revision, package_versions
+from models.late_blind import complete_runs
 from training.loop import divergence_error
 
-# seconds: drawing the curves takes 0.1 to 0.3 s, and a small epoch on a GPU not much more
-DRAWN_EVERY = 10
+DRAWN_EVERY = 10  # seconds; to draw the curves takes 0.1 to 0.3 s, as a small epoch on a GPU does
 # What may differ between a run and its `--resume`: where things are, not what is computed.
 NOT_HYPERPARAMETERS = (
     "resume", "results", "data_root", "device", "deterministic", "cuda_graphs",
@@ -66,17 +65,13 @@ class Run:
         name: of the folder in `results`; the script's own if None.
         sha256: of the data (`data/train`) and of the earlier stages' checkpoints
             (`judge_cnn/checkpoint.pt`) that it uses.
-        draw: draws the curves into the folder from its log.jsonl; called every DRAWN_EVERY seconds
-            and at the end.
+        draw: draws the curves into the folder, every DRAWN_EVERY seconds and at the end.
         fingerprint: `audio_fingerprint` of the sounds, `(frames, 64)`; kept in the checkpoint.
-            None: the run hears nothing.
         prolongs: whether `--resume` may have more epochs than the run had; if not, the reason.
-        upstream: what the run takes from earlier stages, such as their encoding; part of the
-            checkpoint's config.
+        upstream: what the run takes from earlier stages; part of the checkpoint's config.
 
     Attributes:
-        finished_metrics: with `--resume`, the metrics.json of a run that is complete already; else
-            None.
+        finished_metrics: with `--resume`, the metrics.json of a run that is complete already.
     """
 
     def __init__(
@@ -86,8 +81,8 @@ class Run:
         prolongs: Literal[True] | str = "its schedule depends on the number of epochs",
         **upstream: Any,
     ) -> None:  # fmt: skip
-        self.stage, self.device, self.seed, self.draw = stage, device, config.seed, draw
-        self.results, self.prolongs = Path(config.results), prolongs
+        self.stage, self.device, self.draw, self.prolongs = stage, device, draw, prolongs
+        self.results = Path(config.results)
         self.folder = self.results / (name or stage)
         self.config = {**config_to_dict(config), **upstream}
         self.sha256, self.fingerprint = sha256 or {}, fingerprint
@@ -103,46 +98,46 @@ class Run:
         check_writable(self.folder)
         self.finished_metrics: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
-        last = self.folder / "last.pt"
-        longer = False
-        if config.resume and is_complete(self.folder):
+        if config.resume:
+            self._find_earlier_run()
+
+    def _find_earlier_run(self) -> None:
+        """Find a complete run, which is not run again, or the last epoch of one that goes on."""
+        last, longer = self.folder / "last.pt", False
+        if is_complete(self.folder):
             metrics = read_metrics(self.folder, LEAVE_OUT)
             longer = self._require_unchanged("metrics.json", metrics)
-            if longer and not last.exists():
-                raise UserError(f"{last} is missing, so the run cannot be prolonged; {LEAVE_OUT}.")
             if not longer:
                 self.finished_metrics = metrics
                 self._discard_last()  # the run may have been killed just before this
                 unlock_folder(self.folder)
                 print(f"{self.folder} holds a complete run; leave out --resume to start a new one.")
-        if config.resume and not self.finished_metrics and last.exists():
-            self._last = load_checkpoint(last, stage, LEAVE_OUT)
+                return
+        if longer or last.exists():
+            self._last = load_checkpoint(last, self.stage, LEAVE_OUT)
             self._require_unchanged("last.pt", self._last)
 
     def _require_unchanged(self, file: str, record: dict[str, Any]) -> bool:
         """Refuse to go on with a run that was begun with other settings, or from other files;
         returns whether it shall have more epochs."""
         then = record["config"]
-        changed = changed_hyperparameters(then, self.config)
-        before, now = (settings.get("epochs") for settings in (then, self.config))
-        longer = isinstance(before, int) and isinstance(now, int) and now > before
-        if longer and changed == ["epochs"]:
-            if self.prolongs is not True:
-                raise UserError(
-                    f"{self.folder} was begun with {before} epochs and cannot be prolonged, "
-                    f"because {self.prolongs}; set --epochs {before}, or {LEAVE_OUT}."
-                )
-            changed = []
-        if changed:
+        with explain_malformed(self.folder / file, LEAVE_OUT):
+            changed = changed_hyperparameters(then, self.config)
+            longer = changed == ["epochs"] and then["epochs"] < self.config["epochs"]
+            others = [
+                name for name, digest in self.sha256.items() if record["sha256"].get(name) != digest
+            ]
+        if longer and self.prolongs is not True:
+            raise UserError(
+                f"{self.folder} was begun with {then['epochs']} epochs and cannot be prolonged, "
+                f"because {self.prolongs}; set --epochs {then['epochs']}, or {LEAVE_OUT}."
+            )
+        if changed and not longer:
             raise UserError(
                 f"{self.folder}/{file} was made with another {', '.join(changed)} "
                 f"({', '.join(f'{key}: {then.get(key)}' for key in changed)}); "
                 f"set the header back, or {LEAVE_OUT}."
             )
-        recorded = record.get("sha256")
-        if not isinstance(recorded, dict):
-            raise UserError(f"{self.folder}/{file} is damaged; {LEAVE_OUT}.")
-        others = [name for name, digest in self.sha256.items() if recorded.get(name) != digest]
         if others:
             raise UserError(
                 f"{self.folder}/{file} was made from another {', '.join(others)} than is here now; "
@@ -176,19 +171,18 @@ class Run:
             save_tensors(self.folder / "checkpoint.pt", self._checkpoint(self.history[-1]))
         print(f"resumed: {self.folder} after epoch {last['epoch']}")
         if setup_before != self.compute_setup:
+            now = self.compute_setup
             print(
-                f"It began with {setup_before}. "
-                f"It goes on with {self.compute_setup}, so the result will differ."
+                f"It began with {setup_before}. It goes on with {now}, so the result will differ."
             )
         return last["epoch"] + 1
 
     def _claim_folder(self) -> None:
         """Take the folder for a new run. An older run is moved aside, and the user's own files are
         left alone."""
-        if is_complete(self.folder):
-            require_same_script(self.folder, self.stage)
+        require_same_script(self.folder, self.stage)
+        complete = is_complete(self.folder)
         with explain_write_errors(self.folder):
-            complete = is_complete(self.folder)
             if complete or list(self.folder.glob("*.pt")):
                 aside = move_aside(self.folder)
                 self.folder.resolve().mkdir(exist_ok=True)
@@ -197,15 +191,13 @@ class Run:
                     f"{aside} ({folder_megabytes(aside):.0f} MB). Delete it when you no longer "
                     "need it."
                 )
-            here = sorted(
-                path.name for path in self.folder.iterdir() if not path.name.startswith(".")
-            )
+            here = sorted(path.name for path in self.folder.glob("[!.]*"))
             if here and "log.jsonl" not in here:
                 raise UserError(
                     f"{self.folder} holds {here[0]}, but no run; give another --results or --name, "
                     "or empty the folder."
                 )
-        # it marks the folder as a run's, before the first picture is drawn
+        # This marks the folder as a run's, before the first picture is drawn.
         write_file(self.folder / "log.jsonl", lambda path: path.write_text(""))
 
     def end_epoch(self, record: dict[str, Any], best: bool, line: str = "") -> None:
@@ -218,10 +210,8 @@ class Run:
         """
         for name, network in self.networks.items():
             if not all_finite(network.state_dict()):
-                raise divergence_error(
-                    f"the weights of the {name} are not finite at the end of epoch "
-                    f"{record['epoch']}"
-                )
+                what = f"the weights of the {name} are not finite"
+                raise divergence_error(f"{what} at the end of epoch {record['epoch']}")
         self._require_present()
         now = time.perf_counter()
         record = {**record, "seconds": round(now - self.started, 3)}
@@ -232,15 +222,14 @@ class Run:
         if now - self.drawn >= DRAWN_EVERY:
             self._draw()
         self.best = record["epoch"] if best else self.best
-        state = {name: part.state_dict() for name, part in self._state.items()}
         last = {
             **self._checkpoint(record),
-            "state": state,
+            "state": {name: part.state_dict() for name, part in self._state.items()},
             "history": self.history,
             "best": self.best,
+            "compute_setup": self.compute_setup,
         }
-        # The epoch counts from here on.
-        save_tensors(self.folder / "last.pt", {**last, "compute_setup": self.compute_setup})
+        save_tensors(self.folder / "last.pt", last)  # the epoch counts from here on
         if best:
             save_tensors(self.folder / "checkpoint.pt", self._checkpoint(record))
         if line:
@@ -275,7 +264,7 @@ class Run:
         checkpoint = load_checkpoint(path, self.stage, "start again")
         checkpoint["config"] = self.config  # an epoch before the run was prolonged has another
         metrics = {**metrics, "seconds": round(sum(line["seconds"] for line in self.history), 3)}
-        sha256 = {**self.sha256, **(sha256 or {})}
+        sha256 = self.sha256 | (sha256 or {})
         save_tensors(path, {**checkpoint, "metrics": metrics, "sha256": sha256})
         record = {
             "stage": self.stage,
@@ -285,10 +274,8 @@ class Run:
             **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
             "sha256": {**sha256, "checkpoint.pt": file_sha256(path)},
         }
-        write_file(
-            self.folder / "metrics.json",
-            lambda path: path.write_text(json.dumps(record, indent=1) + "\n"),
-        )
+        text = json.dumps(record, indent=1) + "\n"
+        write_file(self.folder / "metrics.json", lambda path: path.write_text(text))
         self._discard_last()
         self._name_stale_runs(record["sha256"]["checkpoint.pt"])
         unlock_folder(self.folder)
@@ -301,17 +288,15 @@ class Run:
         """Print which runs of stage three in `results` were made from another run of this stage
         than is here now, with the SHA-256 `sha256` of its checkpoint."""
         stale = []
-        for path in sorted(self.results.glob("*/metrics.json")):
-            if path.parent.suffix[1:].isdigit():
-                continue  # it was moved aside
+        for run in sorted(complete_runs(self.results)):
             try:
-                record = read_metrics(path.parent)
-                made_from = path.parent / record["config"]["upstream"][self.stage]
+                record = read_metrics(run)
+                made_from = run / record["config"]["upstream"][self.stage]
                 before = record["sha256"][f"{self.stage}/checkpoint.pt"]
-            except (UserError, LookupError, TypeError):  # of another stage, or damaged
+            except (UserError, LookupError, TypeError):  # no earlier stage's, or damaged
                 continue
             if made_from.resolve() == self.folder.resolve() and before != sha256:
-                stale.append(f"{path.parent}")
+                stale.append(f"{run}")
         if stale:
             print(
                 f"{', '.join(stale)} and the ratings in there do not fit the new {self.stage}; run "
@@ -340,7 +325,7 @@ class Run:
             "fingerprint": self.fingerprint,
             "epoch": record["epoch"],
             "metrics": record,
-            "seed": self.seed,
+            "seed": self.config["seed"],
             "revision": self.revision,
             "versions": package_versions(),
             "sha256": self.sha256,
@@ -436,9 +421,9 @@ def read_log(
 def _fits(optimiser: torch.optim.Optimizer) -> bool:
     """Whether what an optimiser loaded has the shapes of its parameters, and is finite."""
     return all(
-        value.isfinite().all() and value.shape in ((), parameter.shape)
+        value.isfinite().all() and value.shape == (() if name == "step" else parameter.shape)
         for parameter, state in optimiser.state.items()
-        for value in state.values()
+        for name, value in state.items()
         if isinstance(value, Tensor)
     )
 
@@ -446,16 +431,12 @@ def _fits(optimiser: torch.optim.Optimizer) -> bool:
 def differs_from_run(folder: Path, config: Any) -> bool:
     """Whether a run in `folder`, complete or stopped, has other settings than `config`; also if it
     is damaged."""
+    last = folder / "last.pt"
+    if not is_complete(folder) and not last.exists():
+        return False
     try:
-        if is_complete(folder):
-            then = read_metrics(folder)["config"]
-        elif (folder / "last.pt").exists():
-            then = load_tensors(folder / "last.pt", LEAVE_OUT)["config"]
-        else:
-            return False
-        now = config_to_dict(config)
-        return any(
-            then.get(key) != value for key, value in now.items() if key not in NOT_HYPERPARAMETERS
-        )
-    except (UserError, LookupError, AttributeError):
+        there = read_metrics(folder) if is_complete(folder) else load_tensors(last, LEAVE_OUT)
+        then = there["config"]
+        return bool(changed_hyperparameters(then, {**then, **config_to_dict(config)}))
+    except (UserError, LookupError, TypeError, AttributeError):
         return True

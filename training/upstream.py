@@ -1,16 +1,15 @@
 """What earlier stages left in the results folder, and how it is loaded."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from common.checkpoint import load_checkpoint, load_network, training_command
-from common.device import place
+from common.device import Network, place
 from common.files import UserError, explain_malformed
 from models.generator import Generator
 from models.judge_cnn import CNNJudge
@@ -43,21 +42,16 @@ class Upstream:
     classes: int
 
 
-def upstream_folders(
-    results: Path,
-    audio_run: Path | None = None,
-    classifier_run: Path | None = None,
-    gan_run: Path | None = None,
-    judges: Path | None = None,
-) -> dict[str, Path]:
-    """Stage -> the folder of its run, by default in `results`."""
+def upstream_folders(config: Any) -> dict[str, Path]:
+    """Stage -> the folder of its run: the one that the header of train_all.py names, or the one in
+    its `results`."""
     given = {
-        "train_vggish": audio_run,
-        "mnist_classify_train": classifier_run,
-        "judge_cnn": judges and judges / "cnn",
-        "emnist_dcgan": gan_run,
+        "train_vggish": config.audio_run,
+        "mnist_classify_train": config.classifier_run,
+        "judge_cnn": config.judges and config.judges / "cnn",
+        "emnist_dcgan": config.gan_run,
     }
-    return {stage: given[stage] or results / folder for stage, folder in UPSTREAM_STAGES.items()}
+    return {stage: given[stage] or config.results / name for stage, name in UPSTREAM_STAGES.items()}
 
 
 def stage_folders(run: Path) -> dict[str, Path]:
@@ -68,10 +62,9 @@ def stage_folders(run: Path) -> dict[str, Path]:
         UserError: if the run's checkpoint is missing, damaged or of another stage.
     """
     path = run / "checkpoint.pt"
-    config = load_checkpoint(path, "train_all", f"run {training_command('train_all', run.name)}")[
-        "config"
-    ]
-    with explain_malformed(path, "run train_all.py"):
+    hint = f"run {training_command('train_all', run.name)}"
+    config = load_checkpoint(path, "train_all", hint)["config"]
+    with explain_malformed(path, hint):
         folders = {
             stage: Path(os.path.normpath(run / config["upstream"][stage]))
             for stage in UPSTREAM_STAGES
@@ -80,44 +73,32 @@ def stage_folders(run: Path) -> dict[str, Path]:
 
 
 def load_upstream(folders: Mapping[str, Path], device: torch.device) -> Upstream:
-    """Load everything that stage three needs from complete runs.
-
-    Args:
-        folders: stage -> the folder of its run; see `stage_folders`.
-        device: where the networks are put.
+    """Load everything that stage three needs, from complete runs: stage -> the folder of its run.
 
     Raises:
         UserError: if a run is missing, not complete or damaged, or the stages learned different
             data sets.
     """
     front_end, audio_network, config = load_audio_network(folders["train_vggish"], device)
-    dataset, classes = config["dataset"], config["classes"]
-    upstream = Upstream(
-        front_end,
-        audio_network,
-        load_generator(folders["emnist_dcgan"], device),
-        load_classifier(folders["mnist_classify_train"], dataset, device),
-        load_judge(folders["judge_cnn"], dataset, device),
-        dataset,
-        classes,
-    )
+    dataset = config["dataset"]
+    generator = load_generator(folders["emnist_dcgan"], device)
+    classifier = load_classifier(folders["mnist_classify_train"], dataset, device)
+    judge = load_judge(folders["judge_cnn"], dataset, device)
     for stage in UPSTREAM_STAGES:
         require_complete(folders[stage], f"run {training_command(stage)}")
-    return upstream
+    return Upstream(
+        front_end, audio_network, generator, classifier, judge, dataset, config["classes"]
+    )
 
 
 def load_audio_network(
     run: Path, device: torch.device | str = "cpu"
 ) -> tuple[ImageToLogMel, VGGish, dict[str, Any]]:
-    """The front end and the audio network of a run of stage one, in eval mode, and the run's
-    settings.
+    """The front end and the audio network that train_vggish.py left in `run`, in eval mode on
+    `device`, and the run's settings.
 
     `network.embed(front_end(images))` is the `(B, 100)` embedding, `network(front_end(images))` the
     `(B, classes)` logits.
-
-    Args:
-        run: the folder that train_vggish.py left.
-        device: where both are put.
 
     Raises:
         UserError: if the checkpoint is missing, damaged, of another stage, or learned other sounds
@@ -138,48 +119,48 @@ def load_audio_network(
 
 
 def load_generator(run: Path, device: torch.device | str = "cpu") -> Generator:
-    """The generator of a run of emnist_dcgan.py, in eval mode; it raises as `load_audio_network`
-    does."""
-    path = Path(run) / "checkpoint.pt"
-    checkpoint = load_checkpoint(path, "emnist_dcgan")
-    with explain_malformed(path, "run emnist_dcgan.py"):
-        width, state = checkpoint["config"]["width"], checkpoint["networks"]["generator"]
-        generator = load_network(lambda: Generator(width), state, path)
-    return place(generator, device).eval()
+    """The generator of a run of emnist_dcgan.py, in eval mode.
+
+    Raises:
+        UserError: if the checkpoint is missing, damaged or of another stage.
+    """
+    stage = "emnist_dcgan"
+    return load_stage(stage, "generator", lambda c, _: Generator(c["width"]), run, None, device)
 
 
 def load_classifier(run: Path, dataset: str | None, device: torch.device | str = "cpu") -> LeNet:
-    """The classifier of a run of mnist_classify_train.py, frozen and in eval mode.
-
-    Args:
-        run: the folder of the run.
-        dataset: the data set that it must have learned. None: any.
-        device: where it is put.
+    """The classifier that mnist_classify_train.py left in `run`, frozen and in eval mode.
 
     Raises:
-        UserError: if the checkpoint is missing or damaged, or it learned another data set.
+        UserError: if the checkpoint is missing or damaged, or it learned another data set than
+            `dataset`; if None, any will do.
     """
-    return _load_frozen(LeNet, "mnist_classify_train", run, dataset, device)
+    stage = "mnist_classify_train"
+    build = lambda config, _: LeNet(config["classes"])  # noqa: E731
+    return load_stage(stage, "classifier", build, run, dataset, device).requires_grad_(False)
 
 
 def load_judge(run: Path, dataset: str | None, device: torch.device | str = "cpu") -> CNNJudge:
     """The CNN judge, frozen and in eval mode; arguments and errors as in `load_classifier`."""
-    return _load_frozen(CNNJudge, "judge_cnn", run, dataset, device)
+    build = lambda config, _: CNNJudge(config["classes"])  # noqa: E731
+    return load_stage("judge_cnn", "classifier", build, run, dataset, device).requires_grad_(False)
 
 
-def _load_frozen(
-    kind: Any, stage: str, run: Path, dataset: str | None, device: torch.device | str
-) -> Any:
+def load_stage(
+    stage: str, name: str, build: Callable[[dict[str, Any], dict[str, Any]], Network], run: Path,
+    dataset: str | None, device: torch.device | str,
+) -> Network:  # fmt: skip
+    """The network `name` of a run of `stage`, in eval mode. `build` makes it from the settings
+    and the weights; the rest is as in `load_classifier`."""
     path, hint = Path(run) / "checkpoint.pt", f"run {training_command(stage)}"
-    checkpoint = load_checkpoint(path, stage, hint)
+    checkpoint = load_checkpoint(path, stage)
+    config = checkpoint["config"]
     with explain_malformed(path, hint):
-        learned, classes = checkpoint["config"]["dataset"], checkpoint["config"]["classes"]
-        if dataset and learned != dataset:
+        if dataset and config["dataset"] != dataset:
             raise UserError(
-                f"{path} learned {learned}, but stage one learned {dataset}; {hint} --dataset "
-                f"{dataset}."
+                f"{path} learned {config['dataset']}, but stage one learned {dataset}; {hint} "
+                f"--dataset {dataset}."
             )
-        network: nn.Module = load_network(
-            lambda: kind(classes), checkpoint["networks"]["classifier"], path
-        )
-    return place(network, device).requires_grad_(False).eval()
+        state = checkpoint["networks"][name]
+        network = load_network(lambda: build(config, state), state, path)
+    return place(network, device).eval()
