@@ -1,5 +1,4 @@
-"""The front end of the audio network: from an image through its soundscape to a log-mel
-spectrogram.
+"""The front end of the audio network: image -> soundscape -> log-mel spectrogram.
 
 `LogMel` is the front end of Google's VGGish (AudioSet): 25 ms periodic Hann windows every 10 ms, no
 padding, magnitude of a 512-point Fourier transform, 64 mel bands from 125 to 7500 Hz, ln(x + 0.01).
@@ -26,11 +25,9 @@ LOG_OFFSET = 0.01
 POOLING = 16  # the network halves the frames four times, each time rounding down
 CPU_CHUNK = 8  # sounds at a time; on the CPU, more would leave the cache
 GPU_CHUNK = 2**26  # samples of windows at a time; they take some GB while they are transformed
-# images at a time in an evaluation; with 256, the network's maps would leave the cache
-EVAL_BATCH = 64
+EVAL_BATCH = 64  # images at a time in an evaluation; with 256, the maps would leave the cache
 BLOCK = 16  # bands that are multiplied together; their triangles reach over few bins
-# The resampling filter, resampy's kaiser_best.
-ZERO_CROSSINGS, ROLL_OFF, KAISER_BETA = 64, 0.9475937167399596, 14.769656459379492
+ZERO_CROSSINGS, ROLL_OFF, KAISER_BETA = 64, 0.9475937167399596, 14.769656459379492  # kaiser_best
 LARGEST_RESAMPLER = 2**22  # up times down; 141,120 from 22,050 Hz. It takes 100 MB while it is made
 
 
@@ -68,15 +65,12 @@ class LogMel(ConstantModule):
         return {"hann": hann, "mel": mel_filters()}
 
     def forward(self, sounds: Tensor, silence: int = 0) -> Tensor:
-        """Compute log-mels.
+        """Compute log-mels, `(B, frames, 64)`, natural log. frames = 1 + floor((n - 400) / hop),
+        where n counts samples at 16 kHz. float32, or float64 in a module that was moved to it.
 
         Args:
             sounds: `(B, samples)` in [-1, 1].
             silence: samples of silence that follow them.
-
-        Returns:
-            `(B, frames, 64)`, natural log. frames = 1 + floor((n - 400) / hop), where n is the
-            number of samples at 16 kHz. float32, or float64 in a module that was moved to it.
 
         Raises:
             ValueError: if `sounds` has another shape or type, or is shorter than one window.
@@ -84,8 +78,7 @@ class LogMel(ConstantModule):
         if sounds.dim() != 2 or not sounds.is_floating_point():
             raise ValueError(
                 f"sounds are {sounds.dtype} of the shape {tuple(sounds.shape)}; the front end "
-                "takes "
-                "floating point in [-1, 1], (B, samples)."
+                "takes floating point in [-1, 1], (B, samples)."
             )
         with torch.autocast(sounds.device.type, enabled=False):
             if torch.compiler.is_compiling():  # one graph for every batch size
@@ -101,10 +94,8 @@ class LogMel(ConstantModule):
         # Padded a few sounds at a time: to copy the whole batch costs as much as the transforms.
         sounds = self.resample(F.pad(sounds, (0, silence)))
         if sounds.shape[1] < WINDOW:
-            raise ValueError(
-                f"sounds of {sounds.shape[1]} samples at 16 kHz are shorter than one window of "
-                f"{WINDOW}."
-            )
+            found = f"sounds of {sounds.shape[1]} samples at 16 kHz"
+            raise ValueError(f"{found} are shorter than one window of {WINDOW}.")
         sounds = F.pad(sounds, (0, FFT - WINDOW))
         frames = sounds.unfold(1, FFT, self.hop) * self.hann  # B x frames x 512
         spectrum = torch.view_as_real(torch.fft.rfft(frames))  # B x frames x 257 x 2
@@ -117,11 +108,8 @@ class LogMel(ConstantModule):
 
 
 class Magnitude(torch.autograd.Function):
-    """The magnitude of `(..., 2)` complex numbers, `(...)`; its gradient is 0 where it is 0.
-
-    It takes a third of the time of `z.abs()`: it has no guard against overflow beyond 1e19, and
-    keeps the magnitude for the gradient.
-    """
+    """The magnitude of `(..., 2)` complex numbers, `(...)`; its gradient is 0 where it is 0. It
+    takes a third of the time of `z.abs()`, without a guard against overflow beyond 1e19."""
 
     generate_vmap_rule = True
 
@@ -148,10 +136,7 @@ class Magnitude(torch.autograd.Function):
 
 def mel_filters() -> Tensor:
     """VGGish's filter bank, `(257, 64)` float64: triangles of peak 1 whose flanks are linear in
-    mel, the DC bin zero.
-
-    librosa's triangles are linear in Hz, also with `htk=True, norm=None`, and differ by up to
-    0.0044."""
+    mel, the DC bin zero. librosa's are linear in Hz, and differ by up to 0.0044."""
     bins = _mel(torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
     low, high = _mel(torch.tensor([LOWEST_HZ, HIGHEST_HZ], dtype=torch.float64)).tolist()
     edges = torch.linspace(low, high, BANDS + 2, dtype=torch.float64)
@@ -179,9 +164,8 @@ class Resample(ConstantModule):
     off at 0.948 of the lower Nyquist frequency, in a Kaiser window of beta 14.77. From 22,050 to
     16,000 Hz it takes 1.1 dB at 7,400 Hz, 3.1 dB at 7,500 Hz and over 95 dB above 8,000 Hz.
 
-    Every one of the `up` phases of the filter is one column of a matrix, and overlapping blocks are
-    multiplied by it. A GPU computes a convolution in TensorFloat-32 with 10 bits by default, but
-    not a matrix product.
+    Each of the `up` phases of the filter is a column of a matrix by which overlapping blocks are
+    multiplied. By default, a GPU computes convolutions in TensorFloat-32, but not matrix products.
 
     Raises:
         ValueError: if the two rates have so little in common that the filter takes too much memory.
@@ -195,9 +179,8 @@ class Resample(ConstantModule):
         self.up, self.down = to_hz // common, from_hz // common
         if self.up * self.down > LARGEST_RESAMPLER:
             raise ValueError(
-                f"sounds of {from_hz} Hz cannot be resampled to {to_hz} Hz within memory: the "
-                "rates "
-                f"have only {common} in common; set sample_rate to 16000, 22050, 44100 or 48000."
+                f"sounds of {from_hz} Hz cannot be resampled to {to_hz} Hz within memory; set "
+                "sample_rate to 16000, 22050, 44100 or 48000."
             )
         self.reach = ZERO_CROSSINGS * max(self.up, self.down) // self.up + 1
         self.reset_constants()
@@ -210,7 +193,7 @@ class Resample(ConstantModule):
         window = torch.kaiser_window(2 * half + 1, False, beta=KAISER_BETA, dtype=torch.float64)
         taps = self.up / step * ROLL_OFF * torch.sinc(ROLL_OFF * time) * window
         # Output n is the sum over k of taps[half + n * down - k * up] * x[k]. A block of `up`
-        # outputs needs the inputs from -reach to down + reach around the block's start.
+        # outputs needs the inputs from -reach to down + reach.
         k = torch.arange(-self.reach, self.down + self.reach + 1)
         index = half + torch.arange(self.up)[:, None] * self.down - k * self.up
         inside = (index >= 0) & (index < len(taps))
@@ -227,8 +210,7 @@ class Resample(ConstantModule):
 
 def frames_to_cover(encoding: Encoding, hop: int = HOP) -> int:
     """The fewest log-mel frames that lose no sample of a soundscape, neither to the framing nor to
-    the network's pooling: 112 for 1.05 s, 208 for 2 s, and 112 for 2 s with a hop of 305
-    samples."""
+    the pooling: 112 for 1.05 s, 208 for 2 s, and 112 for 2 s with a hop of 305 samples."""
     samples = math.ceil(encoding.samples * SAMPLE_RATE / encoding.sample_rate)
     frames = 1 + max(0, math.ceil((samples - WINDOW) / hop))
     return math.ceil(frames / POOLING) * POOLING
@@ -242,50 +224,38 @@ class ImageToLogMel(nn.Module):
         frames: how many log-mel frames the network hears. None: `frames_to_cover`, the soundscape
             followed by silence, so that no column of the image is cut off. 96 is the published cut:
             at 1.05 s it loses the last 0.075 s, which is 2.0 of 28 columns.
-        hop: samples at 16 kHz from one frame to the next. A hop of 305 hears 2.0 s in the frames a
-            column that 160 gives 1.05 s, so that a longer sound need not mean a larger network.
+        hop: samples at 16 kHz from one frame to the next. With 305, a network hears 2.0 s in as
+            many frames as 1.05 s with 160.
 
     Raises:
-        ValueError: if `frames` is not a multiple of 16, to which the network's four pooling layers
-            would cut it, or `hop` is longer than the window.
+        ValueError: if `frames` is not a multiple of 16, or `hop` is longer than the window.
     """
 
     def __init__(self, encoding: Encoding, frames: int | None = None, hop: int = HOP) -> None:
         super().__init__()
+        self.encoding, self.hop = encoding, hop
         self.logmel = LogMel(encoding.sample_rate, hop)
         self.frames = frames_to_cover(encoding, hop) if frames is None else frames
         if self.frames < POOLING or self.frames % POOLING:
             raise ValueError(
-                f"frames is {frames}, but must be a multiple of {POOLING}: the network's pooling "
-                "would cut off the rest."
+                f"frames is {frames}, but must be a multiple of {POOLING}, as the network pools so "
+                "many into one."
             )
         self.translator = VoiceTranslator(encoding)
         needed = (self.frames - 1) * hop + WINDOW  # samples at 16 kHz
-        self.silence = max(
-            0, math.ceil(needed * encoding.sample_rate / SAMPLE_RATE) - encoding.samples
-        )  # samples
-
-    @property
-    def encoding(self) -> Encoding:
-        return self.translator.encoding
-
-    @property
-    def hop(self) -> int:
-        return self.logmel.hop
+        needed = math.ceil(needed * encoding.sample_rate / SAMPLE_RATE)
+        self.silence = max(0, needed - encoding.samples)  # samples behind the soundscape
 
     def forward(
         self, images: Tensor, straight_through: float = 0.0, validate: bool | None = None
     ) -> Tensor:
-        """Turn images into `(B, 1, frames, 64)` float32 log-mels.
-
-        Arguments and errors are those of `VoiceTranslator.forward`.
-        """
+        """Turn images into `(B, 1, frames, 64)` float32 log-mels. Arguments and errors are those of
+        `VoiceTranslator.forward`."""
         return self.log_mel(self.translator(images, straight_through, validate))
 
     def log_mel(self, soundscapes: Tensor) -> Tensor:
-        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In
-        stereo, `(B, 2, samples)`, the mean of the ears is heard, as Google's front end takes the
-        mean of the channels.
+        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. Of
+        stereo, `(B, 2, samples)`, the mean is heard, as Google's front end does it.
 
         Raises:
             ValueError: if they have not as many samples as the encoding makes.
@@ -301,30 +271,14 @@ class ImageToLogMel(nn.Module):
 
 
 def audio_fingerprint(front_end: ImageToLogMel) -> Tensor:
-    """The log-mel of one fixed image, `(frames, 64)` float32.
-
-    It is kept in the checkpoints. The settings say which encoding was learned; the fingerprint
-    shows whether the code still makes the same sounds."""
-    # all grey levels, in no order
-    image = (torch.arange(28 * 28) * 37 % 256).byte().view(1, 28, 28)
+    """The log-mel of one fixed image, `(frames, 64)` float32. Kept in the checkpoints, it shows
+    whether the code still makes the sounds that were learned."""
+    image = (torch.arange(28 * 28) * 37 % 256).byte().view(1, 28, 28)  # all levels, in no order
     with torch.no_grad():
         return front_end(image.to(front_end.logmel.mel.device))[0, 0]
 
 
 def fingerprints_match(one: Any, other: Tensor) -> bool:
     """Whether two fingerprints are equal up to rounding."""
-    if not isinstance(one, Tensor) or one.shape != other.shape:
-        return False
-    return bool((one.to(other.device) - other).abs().mean() < 0.01)
-
-
-def require_same_sounds(front_end: ImageToLogMel, fingerprint: Any) -> None:
-    """Compare the stored fingerprint with the current one.
-
-    Raises:
-        ValueError: if they differ by more than rounding.
-    """
-    if not fingerprints_match(fingerprint, audio_fingerprint(front_end)):
-        raise ValueError(
-            "the code that makes the sounds of this encoding was changed since they were learned"
-        )
+    fits = isinstance(one, Tensor) and one.shape == other.shape
+    return fits and bool((one.to(other.device) - other).abs().mean() < 0.01)

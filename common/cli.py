@@ -20,34 +20,22 @@ from tyro._docstrings import get_field_docstring
 from common.files import UserError
 
 HEADING = "-- "  # how a comment begins that is the title of a group of settings
-LARGEST_SEED = (
-    10**12
-)  # `seed_epoch` multiplies it by 1,000,003, and the result must fit into 64 bits
+LARGEST_SEED = 10**12  # `seed_epoch` multiplies it by 1,000,003; the result must fit into 64 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The range of a setting. It stands in the type of the field: `epochs: Annotated[int,
-    Limit(1)]`."""
+    """The range of a setting, in the type of its field: `epochs: Annotated[int, Limit(1)]`."""
 
     least: float = -math.inf
     most: float = math.inf
-    exclusive: bool = False  # whether both ends are refused too
+    exclusive: bool = False  # whether `least` itself is refused too
 
     def error(self, value: float) -> str:
-        """What is wrong with `value`, as the end of a sentence; empty if it is within the range."""
-        low = value > self.least if self.exclusive else value >= self.least
-        high = value < self.most if self.exclusive else value <= self.most
-        ends = []
-        if not low:
-            ends.append(
-                f"a number above {self.least}" if self.exclusive else f"at least {self.least}"
-            )
-        if not high:
-            ends.append(
-                f"a number below {self.most}" if self.exclusive else f"at most {self.most:,}"
-            )
-        return " and ".join(ends)
+        """What to give instead of `value`, the end of a sentence; empty if it is in the range."""
+        if value < self.least or (self.exclusive and value == self.least):
+            return f"{'a number above' if self.exclusive else 'at least'} {self.least}"
+        return f"at most {self.most:,}" if value > self.most else ""
 
 
 Count = Annotated[int, Limit(1)]
@@ -76,22 +64,18 @@ def command_line(
         presets: name -> settings; the first one is the default. None: the defaults of `config_type`
             alone.
     """
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name that the terminal cannot show must not end a run
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal lacks must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     presets = presets or {"": config_type()}
-    arguments = sys.argv[1:]
+    arguments, preset = sys.argv[1:], next(iter(presets))
     try:
-        preset = next(iter(presets))
-        if arguments and not arguments[0].startswith("-") and "" not in presets:
-            preset = arguments.pop(0)
-            if preset not in presets:
-                raise UserError(f"there is no preset {preset!r}; give one of {', '.join(presets)}.")
-        if "" not in presets:
+        if preset:
             description = f"{description}\nPresets: {', '.join(presets)}. The first is the default."
+            if arguments and not arguments[0].startswith("-"):
+                preset = arguments.pop(0)
+        if preset not in presets:
+            raise UserError(f"there is no preset {preset!r}; give one of {', '.join(presets)}.")
         suggest_by_initials(config_type, arguments)
         try:
             config = parse(config_type, presets[preset], arguments, description)
@@ -104,12 +88,9 @@ def command_line(
         print(f"{Path(sys.argv[0]).name}: {escape_controls(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        resumes = "resume" in {field.name for field in dataclasses.fields(config_type)}
-        advice = (
-            "Add --resume to continue after the last finished epoch."
-            if resumes
-            else "Start the command again."
-        )
+        advice = "Start the command again."
+        if hasattr(config_type, "resume"):
+            advice = "Add --resume to continue after the last finished epoch."
         print(f"\nStopped. {advice}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe is gone, as in `... --help | head`
@@ -118,12 +99,8 @@ def command_line(
 
 
 def suggest_by_initials(config_type: type, arguments: Iterable[str]) -> None:
-    """Name the setting that a flag of initials means, such as `--learning-rate` for `--lr`. tyro
-    suggests what a misspelt flag means, but knows no initials.
-
-    Raises:
-        UserError: if a flag consists of the initials of a setting.
-    """
+    """Refuse a flag of initials with the setting that it means, such as `--learning-rate` for
+    `--lr`. For misspelt flags tyro does so."""
     names = [field.name for field in dataclasses.fields(config_type) if "_" in field.name]
     meant = {"--" + "".join(word[0] for word in name.split("_")): name for name in names}
     for argument in arguments:
@@ -144,63 +121,47 @@ def parse(config_type: type, default: Any, arguments: list[str], description: st
     """The settings of a command line, an instance of `config_type`. `--help` shows them in the
     header's own groups. A `~` at the start of a value is the home folder, also in `--flag=~/x`."""
     home = str(Path.home())
-    arguments = [
-        re.sub(r"^(--?[\w.-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, argument)
-        for argument in arguments
-    ]
+    tilde = re.compile(r"^(--?[\w.-]+=)?~(?=/|$)")
+    arguments = [tilde.sub(lambda match: (match[1] or "") + home, each) for each in arguments]
     groups = setting_groups(config_type)
     if not groups:
         return tyro.cli(config_type, default=default, args=arguments, description=description)
     hints = get_type_hints(config_type, include_extras=True)
-    sections = {}
+    sections = []
     for title, names in groups.items():
         fields = []
-        for name in names:  # without the section's name before each flag
-            nested = dataclasses.is_dataclass(hints[name])
-            text = (
-                None
-                if nested
-                else (get_field_docstring(config_type, name, ()) or "")
-                .split(HEADING + title)[-1]
-                .strip()
-            )
+        for name in names:
+            comment = (get_field_docstring(config_type, name, ()) or "").split(HEADING + title)[-1]
+            text = None if dataclasses.is_dataclass(hints[name]) else comment.strip()
+            # No flag begins with its section's name.
             hint = Annotated[hints[name], tyro.conf.arg(help=text, prefix_name=False)]
             fields.append((name, hint, dataclasses.field(default=getattr(default, name))))
         section = dataclasses.make_dataclass("Section", fields, frozen=True)
-        sections[re.sub(r"\W+", "_", title)] = section
-    outer = dataclasses.make_dataclass(
-        config_type.__name__,
-        [
-            (name, section, dataclasses.field(default=section()))
-            for name, section in sections.items()
-        ],
-    )
-    read = tyro.cli(outer, args=arguments, description=description)
+        name = re.sub(r"\W+", "_", title)
+        sections.append((name, section, dataclasses.field(default=section())))
+    outer = dataclasses.make_dataclass(config_type.__name__, sections)
+    read = vars(tyro.cli(outer, args=arguments, description=description))
     return config_type(
-        **{
-            name: value
-            for section in sections
-            for name, value in vars(getattr(read, section)).items()
-        }
+        **{name: value for part in read.values() for name, value in vars(part).items()}
     )
 
 
 def setting_groups(config_type: type) -> dict[str, list[str]]:
-    """Title -> the fields below it, from lines of the header such as `# -- the schedule`; empty if
-    there are none."""
+    """Title -> the fields below it, from lines of the header such as `# -- the schedule`; empty
+    unless every field stands below a title."""
     groups: dict[str, list[str]] = {}
-    names = {field.name for field in dataclasses.fields(config_type)}
-    try:
-        source = inspect.getsource(config_type)
-    except OSError:
-        return {}
+    names = [field.name for field in dataclasses.fields(config_type)]
     title = ""
-    for line in source.splitlines():
+    try:
+        lines = inspect.getsource(config_type).splitlines()
+    except OSError:  # a header that runpy has executed
+        return {}
+    for line in lines:
         if heading := re.fullmatch(rf"\s*# {HEADING}(.+)", line):
             title = heading[1]
         elif (field := re.match(r"    (\w+):", line)) and field[1] in names and title:
             groups.setdefault(title, []).append(field[1])
-    return groups if {name for group in groups.values() for name in group} == names else {}
+    return groups if [name for group in groups.values() for name in group] == names else {}
 
 
 @contextmanager
@@ -218,15 +179,11 @@ def as_user_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         import torch
 
-        reason = str(error).splitlines()[0][:200] if str(error) else "none is left"
-        said = (
-            "can't allocate memory",
-            "out of memory",
-            "ALLOC_FAILED",
-        )  # by the CPU, CUDA, and its libraries
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            words in reason for words in said
-        ):
+        # How the CPU, CUDA, and its libraries say it.
+        said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+        reason = (str(error) or "none is left").splitlines()[0][:200]
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not out_of_memory and not any(words in reason for words in said):
             raise
         raise UserError(
             f"the memory does not suffice ({reason}); lower --batch, end other programs, or give "
@@ -236,19 +193,15 @@ def as_user_errors() -> Iterator[None]:
 
 def validate_settings(config: Any) -> None:
     """Refuse settings out of their range, and names that no folder can have or that libraries in C
-    cannot open.
+    cannot open, by a UserError that names the first as a flag.
 
     A header whose `any_file_name` is true opens its files by Python alone: then names that are no
-    UTF-8 are allowed.
-
-    Raises:
-        UserError: with the first of these, as a flag.
-    """
+    UTF-8 are allowed."""
     refused = ("Cc",) if getattr(config, "any_file_name", False) else ("Cc", "Cs")
     hints = get_type_hints(type(config), include_extras=True)
     for name, value in vars(config).items():
         flag = f"--{name.replace('_', '-')} is {value}"
-        words = isinstance(value, str) and name == "name"
+        words = name == "name" and isinstance(value, str)
         if words and (value in ("", ".", "..") or set(value) & {"/", "\\"}):
             raise UserError(
                 f"--name is {value!r}, but it must name a folder in results; give a word."
@@ -260,13 +213,12 @@ def validate_settings(config: Any) -> None:
                 raise UserError(
                     f"{flag}, which holds a control character or is no UTF-8; give another name."
                 )
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            continue
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag}; give a finite number.")
-        for limit in limits(hints[name]):
-            if wrong := limit.error(value):
-                raise UserError(f"{flag}; give {wrong}.")
+        if isinstance(value, int | float):
+            for limit in limits(hints[name]):
+                if wrong := limit.error(value):
+                    raise UserError(f"{flag}; give {wrong}.")
 
 
 def limits(hint: Any) -> list[Limit]:

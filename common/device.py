@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,45 +17,39 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """`auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:1`; prints what was chosen, and why.
-    If `deterministic`, a GPU gives the same bits again, as the CPU does anyway."""
-    gpu = torch.cuda.is_available()
+    If `deterministic`, a GPU gives the same bits again, as the CPU does anyway.
+
+    Raises:
+        UserError: if there is no such device, or the GPU cannot be used.
+    """
+    chosen, reason = name, "as demanded"
     if name == "auto":
-        device, reason = (
-            torch.device("cuda" if gpu else "cpu"),
-            "a GPU is here" if gpu else "no GPU is here",
-        )
-    else:
-        try:
-            device, reason = torch.device(name), "as demanded"
-        except RuntimeError as error:
-            raise UserError(
-                f"--device {name} is no device; give auto, cpu, cuda or cuda:1."
-            ) from error
-        if device.type not in ("cpu", "cuda"):
-            raise UserError(f"--device {name} is not supported; give auto, cpu, cuda or cuda:1.")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        gpu = torch.cuda.is_available()
+        chosen, reason = ("cuda", "a GPU is here") if gpu else ("cpu", "no GPU is here")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", chosen):
+        raise UserError(f"--device {name} is no device; give auto, cpu, cuda or cuda:1.")
+    device = torch.device(chosen)
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(
                 f"--device {name} was demanded, but PyTorch sees no such GPU here; give --device "
                 "cpu or auto."
             )
-    if device.type == "cuda":
         try:
             torch.zeros(1, device=device).add_(1)
         except RuntimeError as error:  # older than this PyTorch knows, broken, or another's alone
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"the GPU cannot be used ({reason}); give --device cpu, or install a PyTorch for "
-                "it."
+                f"the GPU cannot be used ({str(error).splitlines()[0]}); give --device cpu, or "
+                "install a PyTorch for it."
             ) from error
-        # to set it, even to what it is, takes seconds
+        # To set it, even to its present value, takes seconds.
         if deterministic != torch.are_deterministic_algorithms_enabled():
             torch.use_deterministic_algorithms(deterministic)
-        # float32 means float32, in sounds above all: what is rounded is rounded to bfloat16, by
-        # autocast.
+        # float32 means float32, in sounds above all. autocast alone rounds, to bfloat16.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         if deterministic:  # read by cuBLAS at its first use
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # on the CPU, a network whose activations fade to denormals trains ten times slower
+    # On the CPU, a network whose activations fade to denormals trains ten times slower.
     torch.set_flush_denormal(True)
     print(f"device: {device_name(device)} ({reason}), {precision_name(device)}")
     return device

@@ -1,11 +1,11 @@
 """Atomic writes, and safe reading of untrusted files.
 
-A file is written beside its place and then moved there, so it is never half-written. A killed
-process may leave files named `.unfinished-*`; they are removed when the folder is locked again.
-What is read is not trusted: it is checked, or refused in one sentence. To read a checkpoint takes
-at most twice its size in memory, and its size is at most MAX_FILE."""
+A killed process may leave files named `.unfinished-*`; they are removed when the folder is locked
+again. To read a checkpoint takes at most twice its size in memory, and its size is at most
+MAX_FILE."""
 
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# bytes of a checkpoint; the largest, of stage three at the published widths, takes 1.2 GB
-MAX_FILE = 4 * 1024**3
+MAX_FILE = 4 * 1024**3  # bytes of a checkpoint; the largest, of stage three, takes 1.2 GB
 MAX_RECORD = 16 * 1024**2  # bytes of metrics.json or log.jsonl
 MAX_VALUES = 100_000  # in a checkpoint, beside the numbers in its tensors
 MAX_DEPTH = 12  # of lists and dicts in one another
@@ -27,8 +26,7 @@ UNFINISHED = ".unfinished-"  # how the name of a file begins until it is whole
 
 
 class UserError(Exception):
-    """A user's mistake. Its message is one sentence that says what is wrong, where, and what to do
-    it."""
+    """A user's mistake, in one sentence that says what is wrong, where, and what to do."""
 
 
 def save_tensors(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -48,9 +46,8 @@ def write_file(path: Path, writer: Callable[[Path], Any]) -> None:
     the disk before it takes the place of another, so it also survives a power failure."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stem = (
-            path.stem if path.stem.isascii() else ""
-        )  # libraries stumble over names that are no UTF-8
+        # Libraries stumble over names that are no UTF-8.
+        stem = path.stem if path.stem.isascii() else ""
         beside = path.with_name(f"{UNFINISHED}{stem[:100]}-{secrets.token_hex(4)}{path.suffix}")
         try:
             beside.touch(exist_ok=False)  # by Python, which says why it cannot
@@ -60,6 +57,12 @@ def write_file(path: Path, writer: Callable[[Path], Any]) -> None:
             _sync(path.parent)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, as `write_file` does."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_file(path, lambda beside: beside.write_text(text))
 
 
 def _sync(path: Path | str) -> None:
@@ -74,11 +77,7 @@ def _sync(path: Path | str) -> None:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Say in words that `path` cannot be written.
-
-    Raises:
-        UserError: where the operating system refuses something inside.
-    """
+    """Raise what the operating system refuses inside as a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -99,10 +98,8 @@ def move_aside(folder: Path) -> Path:
     """Move `folder` to the first free name of `<folder>.1`, `<folder>.2`, ... and return it. Where
     `folder` is a link, its target is moved, and the link goes on to name the target's old place."""
     folder = folder.resolve()
-    number = 1
-    while folder.with_name(f"{folder.name}.{number}").exists():
-        number += 1
-    aside = folder.with_name(f"{folder.name}.{number}")
+    names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
     os.replace(folder, aside)
     return aside
 
@@ -125,18 +122,13 @@ def read_json(path: Path, hint: str, lines: bool = False) -> Any:
         UserError: if it is missing, no regular file, damaged or larger, or holds an integer of more
             than 18 digits.
     """
-    if not path.is_file():  # to open a FIFO would wait for ever
-        raise UserError(f"{path} is missing or damaged; {hint}.")
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_RECORD + 1)
-        if len(content) > MAX_RECORD:
-            raise ValueError("it is too large")
-        text = content.decode("utf-8")
-        values = [
-            json.loads(line, parse_int=_short_int)
-            for line in (text.splitlines() if lines else [text])
-        ]
+        # To open a FIFO would wait for ever.
+        if not path.is_file() or path.stat().st_size > MAX_RECORD:
+            raise ValueError("it is missing or too large")
+        text = path.read_text(encoding="utf-8")
+        parts = text.splitlines() if lines else [text]
+        values = [json.loads(part, parse_int=_short_int) for part in parts]
         return values if lines else values[0]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is missing or damaged; {hint}.") from error
@@ -160,7 +152,6 @@ def load_tensors(path: Path, hint: str) -> dict[str, Any]:
         UserError: if it is missing, damaged, larger than MAX_FILE, or holds more than it has bytes
             for, with `hint` as the way out.
     """
-    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing; {hint}.")
     size = path.stat().st_size
@@ -168,9 +159,7 @@ def load_tensors(path: Path, hint: str) -> dict[str, Any]:
         raise UserError(f"{path} has {size / 1e9:.1f} GB, more than any checkpoint; {hint}.")
     try:
         with open(path, "rb") as file:
-            mapped = (
-                file.read(4) == b"PK\3\4"
-            )  # else torch's format of before 1.6, as of the released AudioSet weights
+            mapped = file.read(4) == b"PK\3\4"  # not before torch 1.6, as AudioSet's weights are
         # Mapped, so that nothing is unpacked, and no tensor grows beyond what the file holds.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged file raises any of a dozen types
@@ -201,22 +190,16 @@ def _plain_values(value: Any, left: dict[str, int], depth: int = 0) -> Any:
         return value
     if isinstance(value, list | tuple):
         return type(value)(_plain_values(item, left, depth + 1) for item in value)
-    if not (
-        value is None
-        or isinstance(value, str | float)
-        or (isinstance(value, int) and value.bit_length() < 64)
-    ):
+    short = isinstance(value, int) and value.bit_length() < 64
+    if not short and not isinstance(value, str | float | None):
         raise ValueError(f"it holds what no checkpoint does ({type(value).__name__})")
     return value
 
 
 @contextmanager
 def explain_malformed(path: Path, hint: str) -> Iterator[None]:
-    """Say in words that `path` lacks something, or holds another thing than it should.
-
-    Raises:
-        UserError: where an error of the kinds that this leads to is raised inside.
-    """
+    """Raise a UserError if something inside fails because `path` lacks what it should hold, or
+    holds another thing."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -15,18 +15,15 @@ from torch import Tensor
 
 from common.files import UserError, write_file
 
-# A larger picture is refused before it is decoded, which takes up to 28 bytes a pixel.
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 64_000_000  # of a picture; to decode one takes up to 28 bytes a pixel
 # The formats that are read. Others are of no use, or start another program, as EPS does.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000", "TGA")
 SOUNDS = (".wav", ".flac")
-DRAWINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # Matplotlib writes these.
-# Grey levels are written in these.
+DRAWINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")  # written by Matplotlib
+# The endings of pictures that are written as grey levels.
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm")
-# A recording may be longer than its soundscape by so many seconds.
-MAX_EXTRA_SECONDS = 20
+MAX_EXTRA_SECONDS = 20  # by which a recording may be longer than its soundscape
 UNCOMPRESSED = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-WHITE_IS_ZERO = 0  # of TIFF's tag 262
 
 
 def pyplot() -> Any:
@@ -35,6 +32,12 @@ def pyplot() -> Any:
     from matplotlib import pyplot as plt
 
     return plt
+
+
+def save_figure(path: Path, figure: Any, dpi: int = 110) -> None:
+    """Write a figure of Matplotlib's, and close it."""
+    write_file(path, lambda beside: figure.savefig(beside, dpi=dpi))
+    pyplot().close(figure)
 
 
 def find_pictures(names: Iterable[Path]) -> list[Path]:
@@ -46,22 +49,18 @@ def find_pictures(names: Iterable[Path]) -> list[Path]:
     """
     found = []
     for name in names:
-        if name.is_dir():
-            known = [end for end, kind in Image.registered_extensions().items() if kind in FORMATS]
-            # macOS hides files beside pictures that are no pictures.
-            shown = (path for path in name.iterdir() if not path.name.startswith("."))
-            these = [path for path in shown if path.suffix.lower() in known and path.is_file()]
-        elif name.is_file():
-            these = [name]
+        if name.is_dir():  # without hidden files, as macOS puts them beside pictures
+            kinds, shown = Image.registered_extensions(), name.glob("[!.]*")
+            these = [path for path in shown if kinds.get(path.suffix.lower()) in FORMATS]
         else:
-            matches = map(Path, glob.glob(str(name), recursive=True))
-            these = [path for path in matches if path.is_file()]
+            these = [name] if name.is_file() else map(Path, glob.glob(str(name), recursive=True))
+        these = sorted(path for path in these if path.is_file())
         if not these:
             raise UserError(
                 f"{name} names no picture; give a picture, a folder of pictures, or a glob in "
                 "quotes."
             )
-        found += sorted(these)
+        found += these
     return list(dict.fromkeys(found))
 
 
@@ -74,28 +73,22 @@ def read_picture(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; give a picture.")
+    Image.init()
+    formats = [kind for kind in FORMATS if kind in Image.OPEN]
+    if path.suffix.lower() != ".tga":  # nothing in the file itself says that it is a TGA
+        formats.remove("TGA")
     try:
-        with Image.open(path, formats=_formats(path)) as picture:  # reads the header only
+        with Image.open(path, formats=formats) as picture:  # reads the header only
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             return torch.from_numpy(_grey(picture, path))
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{path} has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller."
-        ) from error
     except UserError:
         raise
     except Exception as error:  # a damaged picture raises any of a dozen types
-        raise UserError(
-            f"{path} is damaged, or no picture that Pillow reads; save it again, as PNG."
-        ) from error
-
-
-def _formats(path: Path) -> list[str]:
-    """The formats that `path` may have. Nothing in the file itself says that it is a TGA."""
-    Image.init()
-    wanted = [kind for kind in FORMATS if kind in Image.OPEN]
-    return [kind for kind in wanted if kind != "TGA" or path.suffix.lower() == ".tga"]
+        reason = "is damaged, or no picture that Pillow reads; save it again, as PNG"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller"
+        raise UserError(f"{path} {reason}.") from error
 
 
 def _grey(picture: Image.Image, path: Path) -> np.ndarray:
@@ -113,7 +106,7 @@ def _grey(picture: Image.Image, path: Path) -> np.ndarray:
         return np.array(picture.convert("RGB").convert("L"))
     # 16 bits, which Pillow's conversion cuts off at 255.
     transparent = picture.info.get("transparency")
-    negative = getattr(picture, "tag_v2", {}).get(262) == WHITE_IS_ZERO
+    negative = getattr(picture, "tag_v2", {}).get(262) == 0  # PhotometricInterpretation
     wide = np.array(ImageOps.exif_transpose(picture)).astype(np.int32)
     if wide.min() < 0 or wide.max() > 65535:
         raise UserError(
@@ -124,10 +117,8 @@ def _grey(picture: Image.Image, path: Path) -> np.ndarray:
     if transparent is not None:
         wide[wide == transparent] = 0
     if 0 < wide.max() < 8192:
-        print(
-            f"{path}: its brightest level is {wide.max()} of 65,535, so it is faint; scale it if "
-            "that is its white"
-        )
+        faint = f"its brightest level is {wide.max()} of 65,535, so it is faint"
+        print(f"{path}: {faint}; scale it if that is its white")
     return ((wide * 255 + 32767) // 65535).astype(np.uint8)
 
 
@@ -145,11 +136,7 @@ def _scale_transparency(picture: Image.Image) -> None:
 
 
 def require_suffix(path: Path, endings: tuple[str, ...], what: str) -> None:
-    """Refuse to write `what` as another kind of file.
-
-    Raises:
-        UserError: if `path` has none of the `endings`.
-    """
+    """Refuse, as a UserError, to write `what` to a `path` that has none of the `endings`."""
     if path.suffix.lower() not in endings:
         raise UserError(
             f"{path} has no ending of {what}; name it {', '.join(endings[:-1])} or {endings[-1]}."
@@ -177,13 +164,12 @@ def write_sound(path: Path, pcm: Tensor, sample_rate: int, comment: str = "") ->
     import soundfile
 
     require_suffix(path, SOUNDS, "a sound")
-    samples, kind = pcm.numpy().T, path.suffix[1:].upper()
-    channels = 1 if samples.ndim == 1 else samples.shape[1]
     memory = io.BytesIO()  # Python opens the file: libsndfile fails at names that are no UTF-8
-    with soundfile.SoundFile(memory, "w", sample_rate, channels, "PCM_16", format=kind) as file:
+    layout = (sample_rate, len(torch.atleast_2d(pcm)), "PCM_16")
+    with soundfile.SoundFile(memory, "w", *layout, format=path.suffix[1:].upper()) as file:
         if comment:
             file.comment = comment
-        file.write(samples)
+        file.write(pcm.numpy().T)
     write_file(path, lambda beside: beside.write_bytes(memory.getvalue()))
 
 
@@ -196,8 +182,8 @@ def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
             then.
     """
     with _open_sound(path) as file:
-        is_like = f"{file.frames} samples at {file.samplerate} Hz in {file.channels} channel(s)"
-        if file.frames == 0:
+        frames = file.frames
+        if frames == 0:
             raise UserError(f"{path} says that it holds no samples; save it again as WAV.")
         if file.subtype not in UNCOMPRESSED:
             raise UserError(
@@ -206,14 +192,14 @@ def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
             )
         longest = shape[-1] + MAX_EXTRA_SECONDS * sample_rate
         fits = (file.samplerate, file.channels) == (sample_rate, len(shape))
-        if not fits or not shape[-1] <= file.frames <= longest:
+        if not fits or not shape[-1] <= frames <= longest:
             raise UserError(
-                f"{path} has {is_like}, but the encoding makes {shape[-1]} at {sample_rate} Hz in "
+                f"{path} has {frames} samples at {file.samplerate} Hz in {file.channels} "
+                f"channel(s), but the encoding makes {shape[-1]} at {sample_rate} Hz in "
                 f"{len(shape)}; give the --preset and the flags that it was made with."
             )
-        frames = file.frames
         samples = torch.from_numpy(file.read(frames, dtype="float64").T.copy())
-    if samples.shape[-1] != frames or samples.dim() != len(shape) or not samples.isfinite().all():
+    if samples.shape[-1] != frames or not samples.isfinite().all():
         raise UserError(
             f"{path} ends early, or holds samples that are no numbers; save it again as WAV."
         )
@@ -227,19 +213,14 @@ def read_sound(path: Path, sample_rate: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_comment(path: Path) -> str:
-    """The comment in a sound file; empty if there is none.
-
-    Raises:
-        UserError: if it is missing, damaged, or no sound.
-    """
+    """The comment in a sound file; empty if there is none. Raises as `read_sound` does."""
     with _open_sound(path) as file:
         return file.comment
 
 
 @contextmanager
 def _open_sound(path: Path) -> Iterator[Any]:
-    """Open a sound and read its header. Python opens the file, as libsndfile fails at names that
-    are no UTF-8."""
+    """Open a sound and read its header, as `write_sound` writes it: by Python."""
     import soundfile
 
     if not path.is_file():

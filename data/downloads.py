@@ -1,38 +1,35 @@
-"""MNIST, Fashion-MNIST and EMNIST, read and downloaded by torchvision."""
+"""MNIST, Fashion-MNIST and EMNIST, downloaded by torchvision into its own folders."""
 
 import math
-import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from common.files import UserError
 from data.parts import Digits, Part
 
-# the last of MNIST's 60,000 training images: other writers than most of the first ones
-VALIDATION = 5000
-# bytes of MNIST's or EMNIST's largest file; the official ones have at most 547 million
-MAX_IDX = 1024**3
+ENDINGS = ("images-idx3-ubyte", "labels-idx1-ubyte")  # of the files' names
+VALIDATION = 5000  # the last of MNIST's training images: other writers than most of the first ones
+MAX_IDX = 1024**3  # bytes of a file; the official ones have at most 547 million
 
 
-def load_mnist(part: Part, root: Path, kind: str = "MNIST") -> Digits:
-    """A part of MNIST, or of another data set of torchvision's in the same files, such as
-    `FashionMNIST`."""
-    dataset = _torchvision(kind, root, train=part != "test")
+def load_mnist(kind: str, part: Part, root: Path) -> Digits:
+    """A part of `MNIST`, or of another data set of torchvision's in files of the same names, such
+    as `FashionMNIST`."""
     if part == "test":
-        return Digits(dataset.data, dataset.targets)
-    if len(dataset.data) <= VALIDATION:
+        return _load(kind, root, ("train", "t10k"), "t10k")
+    images, labels = _load(kind, root, ("train", "t10k"), "train")
+    if len(labels) <= VALIDATION:
         raise UserError(
-            f"{root}/{kind} holds {len(dataset.data)} training images, but {VALIDATION} are needed "
+            f"{root}/{kind} holds {len(labels)} training images, but {VALIDATION} are needed "
             "for validation alone."
         )
     kept = slice(-VALIDATION, None) if part == "validation" else slice(None, -VALIDATION)
-    return Digits(dataset.data[kept], dataset.targets[kept])
-
-
-def load_fashion_mnist(part: Part, root: Path) -> Digits:
-    """A part of Fashion-MNIST."""
-    return load_mnist(part, root, "FashionMNIST")
+    return Digits(images[kept], labels[kept])
 
 
 def load_emnist(split: str, emnist_part: str, root: Path) -> Digits:
@@ -49,83 +46,67 @@ def load_emnist(split: str, emnist_part: str, root: Path) -> Digits:
         raise UserError(
             f"EMNIST has no split {split!r}; give one of {', '.join(datasets.EMNIST.splits)}."
         )
-    dataset = _torchvision("EMNIST", root, split=split, train=emnist_part == "train")
-    return Digits(dataset.data.transpose(1, 2).contiguous(), dataset.targets)  # stored transposed
+    name, train = f"emnist-{split}-{emnist_part}", emnist_part == "train"
+    images, labels = _load("EMNIST", root, (name,), name, split=split, train=train)
+    return Digits(images.transpose(1, 2).contiguous(), labels)  # stored transposed
 
 
-def _torchvision(kind: str, root: Path, **which: Any) -> Any:
-    """A data set of torchvision's, downloaded if it is not there."""
+def _load(kind: str, root: Path, every: tuple[str, ...], name: str, **which: Any) -> Digits:
+    """The images and labels of the files that begin with `name`. If files that begin with any of
+    `every` are missing, torchvision downloads its data set `kind`, of which it takes `which`."""
+    folder = Path(root) / kind / "raw"
+    names = [f"{each}-{ending}" for each in every for ending in ENDINGS]
+    if not all((folder / each).is_file() for each in names):
+        _download(kind, folder, names, which)
+    images_path, labels_path = (folder / f"{name}-{ending}" for ending in ENDINGS)
+    images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1).long()
+    if images.shape[1:] != (28, 28):
+        raise UserError(f"{images_path} holds no images of 28 x 28; put another there.")
+    if len(images) != len(labels):
+        raise UserError(
+            f"{folder} holds damaged files; delete them and put whole ones there: "
+            f"{images_path.name}, {labels_path.name}."
+        )
+    if not len(labels) or labels.max() > (61 if kind == "EMNIST" else 9):
+        raise UserError(f"{labels_path} holds no labels of {kind}; put another there.")
+    return Digits(images, labels)
+
+
+def _read_idx(path: Path, dimensions: int) -> Tensor:
+    """The bytes in a file of MNIST's format, uint8.
+
+    Raises:
+        UserError: if it is longer than MAX_IDX or than its header says, or shorter.
+    """
+    magic, *shape = head = np.fromfile(path, ">u4", 1 + dimensions).tolist() or [0]
+    size = 4 * len(head) + math.prod(shape)
+    whole = len(shape) == dimensions and path.stat().st_size == size <= MAX_IDX
+    if magic != 0x800 + dimensions or not whole:
+        raise UserError(f"{path} is damaged; delete it and put a whole one there.")
+    content = np.fromfile(path, np.uint8, offset=4 * len(head))
+    return torch.from_numpy(content.reshape(shape))
+
+
+def _download(kind: str, folder: Path, names: list[str], which: dict[str, Any]) -> None:
+    """Download torchvision's data set `kind`, whose files `names` belong into `folder`."""
     from torchvision import datasets  # it takes as long to import as PyTorch
 
-    folder = Path(root) / kind / "raw"
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    split = which.get("split")
-    prefixes = (
-        [f"emnist-{split}-{'train' if which['train'] else 'test'}"] if split else ["train", "t10k"]
-    )
-    names = [
-        f"{prefix}-{rest}"
-        for prefix in prefixes
-        for rest in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
-    for name in names:
-        if not _is_idx(folder / name):
-            raise UserError(f"{folder / name} is damaged; delete it and put a whole one there.")
-    first = prefixes[0 if split or which["train"] else 1]
-    images_file, labels_file = (name for name in names if name.startswith(f"{first}-"))
-    damaged = UserError(
-        f"{folder} holds damaged files; delete them and put whole ones there: {images_file}, "
-        f"{labels_file}."
-    )
     if (folder.parent / "processed").exists():  # which torchvision would read instead
         raise UserError(f"{folder.parent / 'processed'} is of an old torchvision; delete it.")
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        dataset = getattr(datasets, kind)(str(root), download=False, **which)
+        getattr(datasets, kind)(str(folder.parent.parent), download=True, **which)
     except Exception as error:
-        # torchvision says "not found" for what is missing; anything else means that a file is there
-        # but damaged.
-        if "not found" not in str(error):
-            raise damaged from error
-        try:
-            dataset = getattr(datasets, kind)(str(root), download=True, **which)
-        except Exception as failure:
-            for place in made:  # by torchvision, and left empty
-                with suppress(OSError):
-                    place.rmdir()
-            raise UserError(
-                f"{kind} is not in {folder} and cannot be downloaded; {_way_out(folder, names)}, "
-                "or name their folder with --data-root or LISTEN_DATA."
-            ) from failure
-    labels = dataset.targets
-    if dataset.data.dim() != 3 or dataset.data.shape[1:] != (28, 28):
-        raise UserError(f"{folder / images_file} holds no images of 28 x 28; put another there.")
-    if len(dataset.data) != len(labels):
-        raise damaged  # one of both
-    if not len(labels) or labels.max() > (61 if kind == "EMNIST" else 9):
-        raise UserError(f"{folder / labels_file} holds no labels of {kind}; put another there.")
-    return dataset
-
-
-def _way_out(folder: Path, names: list[str]) -> str:
-    """What to do about missing files: rename or unpack one that has nearly their name."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        name = path.name.replace(".idx", "-idx")  # as LeCun's site spelt it
-        if path.name not in names and name.removesuffix(".gz") in names:
-            verb = "unpack" if name.endswith(".gz") else "rename"
-            return f"{verb} {path.name} to {name.removesuffix('.gz')}"
-    return f"put there the files {', '.join(names)}"
-
-
-def _is_idx(path: Path) -> bool:
-    """Whether a file of bytes is as long as its header says, and no larger than MAX_IDX; also if it
-    is missing. torchvision reads all of a file before it looks."""
-    if not path.is_file():
-        return True
-    dimensions = 3 if "images" in path.name else 1
-    head = 4 + 4 * dimensions
-    with open(path, "rb") as file:
-        content = file.read(head)
-    if len(content) < head or path.stat().st_size > MAX_IDX:
-        return False
-    magic, *shape = struct.unpack(f">{1 + dimensions}I", content)
-    return magic == 0x800 + dimensions and path.stat().st_size == head + math.prod(shape)
+        for place in made:  # by torchvision, and left empty
+            with suppress(OSError):
+                place.rmdir()
+        way_out = f"put there the files {', '.join(names)}"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            name = path.name.replace(".idx", "-idx")  # as LeCun's site spelt it
+            if path.name not in names and name.removesuffix(".gz") in names:
+                verb = "unpack" if name.endswith(".gz") else "rename"
+                way_out = f"{verb} {path.name} to {name.removesuffix('.gz')}"
+        raise UserError(
+            f"{kind} is not in {folder} and cannot be downloaded; {way_out}, or name their folder "
+            "with --data-root or LISTEN_DATA."
+        ) from error

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Part = Literal["train", "validation", "test"]
@@ -12,3 +13,11 @@ class Digits(NamedTuple):
 
     images: Tensor  # (N, 28, 28) uint8, upright, white on black
     labels: Tensor  # (N,) int64, from 0 on
+
+
+def divide(count: int, part: Part, test: int, validation: int) -> Tensor:
+    """The indices of one part of `count` images, in a fixed random order: so many are for test and
+    validation, and the others for training."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    parts = order.tensor_split((test, test + validation))
+    return parts[("test", "validation", "train").index(part)]

@@ -18,9 +18,7 @@ def downsample_lstsq(images: Tensor) -> Tensor:
     """Reduce `(B, 1, 64, 64)` in [-1, 1] to `(B, 1, 28, 28)` in [0, 1] by least squares.
 
     The result is the image whose enlargement by `upsample` is nearest to the input. So an enlarged
-    image comes back unchanged; a plain reduction would blur it. An image that is no enlargement may
-    give values a little outside of [0, 1]. Differentiable.
-    """
+    image comes back unchanged, and another may leave [0, 1] a little. Differentiable."""
     return (_both_axes(_reduction(images.device), images) + 1) / 2
 
 

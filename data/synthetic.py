@@ -1,5 +1,4 @@
-"""Images that come with our packages, so they need no download: handwritten and printed digits,
-letters, and shapes."""
+"""Images that need no download: handwritten and printed digits, letters, and shapes."""
 
 import string
 from pathlib import Path
@@ -10,14 +9,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.parts import Digits, Part
+from data.parts import Digits, Part, divide
 
 FONT_NAMES = (
     "DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique DejaVuSansMono "
     "DejaVuSansMono-Oblique DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneral "
     "STIXGeneralBol STIXGeneralItalic cmr10 cmb10 cmss10 cmtt10"
 )
-PRINTED_FONTS = tuple(FONT_NAMES.split())
+PRINTED_FONTS = FONT_NAMES.split()
 
 
 def load_handwritten(part: Part, root: Path | None = None) -> Digits:
@@ -29,41 +28,30 @@ def load_handwritten(part: Part, root: Path | None = None) -> Digits:
     small = torch.from_numpy(small.reshape(-1, 1, 8, 8)).float() / 16
     images = F.interpolate(small, (20, 20), mode="bicubic").clamp(0, 1).mul(255).round().byte()
     images = F.pad(images[:, 0], (4, 4, 4, 4))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    kept = {"test": order[:360], "validation": order[360:540], "train": order[540:]}[part]
+    kept = divide(len(images), part, test=360, validation=180)
     return Digits(images[kept], torch.from_numpy(labels)[kept])
 
 
 def load_printed(count: int = 8000, together: int = 4) -> Digits:
-    """Digits in matplotlib's fonts, each with a random affine and elastic distortion, always the
-    same ones.
-
-    All digits in `together` fonts each share one distortion, since torchvision draws one a call. No
-    image is there twice."""
+    """Digits in matplotlib's fonts with random affine and elastic distortions, always the same and
+    all different. The ten digits in `together` fonts each share one: torchvision draws one a call.
+    """
     from torchvision.transforms import v2  # it takes as long to import as PyTorch
 
     glyphs = torch.stack(
         [torch.stack([_glyph(font, str(digit)) for font in PRINTED_FONTS]) for digit in range(10)]
     )
-    distort = v2.Compose(
-        [
-            v2.RandomAffine(
-                (-12, 12),
-                (0.08, 0.08),
-                (0.75, 1.1),
-                (-12, 12),
-                interpolation=v2.InterpolationMode.BILINEAR,
-            ),
-            v2.ElasticTransform(alpha=30.0, sigma=4.0),
-        ]
-    )
+    # The largest rotation (degrees), shift (share of the width), scale and shear (degrees).
+    ranges = ((-12, 12), (0.08, 0.08), (0.75, 1.1), (-12, 12))
+    affine = v2.RandomAffine(*ranges, interpolation=v2.InterpolationMode.BILINEAR)
+    elastic = v2.ElasticTransform(alpha=30.0, sigma=4.0)
     labels = torch.arange(10).repeat_interleave(together)
     images = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for _ in range(count // len(labels)):
             fonts = torch.cat([torch.randperm(len(PRINTED_FONTS))[:together] for _ in range(10)])
-            images.append(distort(glyphs[labels, fonts][:, None])[:, 0])
+            images.append(elastic(affine(glyphs[labels, fonts][:, None]))[:, 0])
     return Digits(torch.cat(images), labels.repeat(len(images)))
 
 
@@ -105,9 +93,8 @@ def _glyph(font: str, digit: str) -> Tensor:
     image = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(image).text((-left, -top), digit, fill=255, font=typeface)
     scale = 20 / max(image.size)
-    image = image.resize(
-        [max(1, round(edge * scale)) for edge in image.size], Image.Resampling.BICUBIC
-    )
+    size = [max(1, round(edge * scale)) for edge in image.size]
+    image = image.resize(size, Image.Resampling.BICUBIC)
     canvas = Image.new("L", (28, 28))
     canvas.paste(image, ((28 - image.width) // 2, (28 - image.height) // 2))
     return torch.from_numpy(np.array(canvas))

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, halving height and width: `in` x s x s -> `out` x s/2
-    x s/2."""
+    """Two 3x3 convolutions beside a shortcut: `in` x s x s -> `out` x s/2 x s/2."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -26,11 +25,8 @@ class Block(nn.Module):
 
 
 class CNNJudge(nn.Module):
-    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` logits; `features` gives the 64 numbers
-    behind them.
-
-    It looks at 32 x 32, the mean of each 2 x 2 pixels.
-    """
+    """`(B, 1, 64, 64)` images in [-1, 1], of which it sees the mean of each 2 x 2 pixels ->
+    `(B, classes)` logits; `features` gives the 64 numbers behind them."""
 
     num_features = 64
 

@@ -21,8 +21,7 @@ def shrink(images: Tensor) -> Tensor:
 
 
 class KernelJudge(nn.Module):
-    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` scores, the largest for the class that
-    is read.
+    """`(B, 1, 64, 64)` images in [-1, 1] -> `(B, classes)` scores.
 
     Args:
         centres: number of real digits with which an image is compared.

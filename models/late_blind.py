@@ -1,12 +1,12 @@
 """The trained model as one module: it hears images and draws what it imagines.
 
 >>> from models.late_blind import LateBlind
-# a run of train_all.py, or a results folder: then its newest complete run
 >>> model = LateBlind.load("results")
 >>> imagined = model(images)  # (B, 28, 28) uint8, or float in [0, 1] -> (B, 1, 64, 64) in [-1, 1]
 
 docs/library.md shows the steps one by one."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +19,28 @@ from common.device import autocast, place
 from common.files import UserError, explain_malformed, read_json
 from models.generator import Generator
 from models.vggish import VGGish
-from vggish import BANDS, ImageToLogMel, frames_to_cover, require_same_sounds
+from vggish import BANDS, ImageToLogMel, audio_fingerprint, fingerprints_match, frames_to_cover
 from voice_translator import Encoding
 
 
 class LateBlind(nn.Module):
-    """Front end, audio network and generator.
-
-    Args:
-        front_end: images -> log-mels.
-        audio_network: log-mels -> embeddings.
-        generator: embeddings -> images.
-        dataset: the name of the data set that it learned to hear.
-    """
+    """Front end (images -> log-mels), audio network (-> embeddings) and generator (-> images). They
+    learned to hear the data set of the name `dataset`."""
 
     def __init__(
-        self,
-        front_end: ImageToLogMel,
-        audio_network: VGGish,
-        generator: Generator,
-        dataset: str = "",
+        self, front_end: ImageToLogMel, audio_network: VGGish, generator: Generator, dataset: str
     ) -> None:
         super().__init__()
         self.front_end, self.audio_network, self.generator = front_end, audio_network, generator
         self.dataset = dataset
 
     def embed(self, logmels: Tensor) -> Tensor:
-        """`(B, 1, frames, 64)` log-mels -> `(B, 100)` embeddings, in the precision that the device
-        is fastest in."""
+        """`(B, 1, frames, 64)` log-mels -> `(B, 100)` embeddings, under autocast."""
         with autocast(logmels.device):
             return self.audio_network.embed(logmels)
 
     def draw(self, embeddings: Tensor) -> Tensor:
-        """`(B, 100)` embeddings -> `(B, 1, 64, 64)` images in [-1, 1]."""
+        """`(B, 100)` embeddings -> `(B, 1, 64, 64)` images in [-1, 1], under autocast."""
         with autocast(embeddings.device):
             return self.generator(embeddings)
 
@@ -85,14 +74,10 @@ class LateBlind(nn.Module):
         checkpoint = load_checkpoint(path, "train_all")
         config, networks = checkpoint["config"], checkpoint["networks"]
         with explain_malformed(path, "run train_all.py"):
-            audio_network = load_network(
-                lambda: VGGish(config["frames"], config["vggish_width"], config["classes"]),
-                networks["vggish"],
-                path,
-            )
-            generator = load_network(
-                lambda: Generator(config["generator_width"]), networks["generator"], path
-            )
+            sizes = config["frames"], config["vggish_width"], config["classes"]
+            audio_network = load_network(lambda: VGGish(*sizes), networks["vggish"], path)
+            width = config["generator_width"]
+            generator = load_network(lambda: Generator(width), networks["generator"], path)
             front_end = load_front_end(config, checkpoint, path, device)
         networks = place(audio_network, device), place(generator, device)
         return cls(front_end, *networks, config["dataset"]).eval()
@@ -111,13 +96,10 @@ def complete_runs(results: Path) -> list[Path]:
     were moved aside."""
     runs = []
     for path in results.glob("*/metrics.json"):
-        if path.parent.suffix[1:].isdigit():
-            continue  # it was moved aside
-        try:
-            if read_json(path, "")["stage"] == "train_all":
+        moved_aside = path.parent.suffix[1:].isdigit()
+        with suppress(UserError, LookupError, TypeError):  # a damaged one is not a complete run
+            if not moved_aside and read_json(path, "")["stage"] == "train_all":
                 runs.append(path)
-        except (UserError, LookupError, TypeError):  # a damaged one is not a complete run
-            continue
     runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     return [path.parent for path in runs]
 
@@ -125,11 +107,10 @@ def complete_runs(results: Path) -> list[Path]:
 def load_front_end(
     config: dict[str, Any], checkpoint: dict[str, Any], path: Path, device: torch.device | str
 ) -> ImageToLogMel:
-    """The front end that a checkpoint's `config` names, after a check that its sounds are the ones
-    that were learned.
+    """The front end that a checkpoint's `config` names.
 
     Raises:
-        UserError: if the code makes other sounds now.
+        UserError: if the code makes other sounds now than were learned.
         ValueError: if the fingerprint has another number of frames than `config`.
     """
     encoding, frames, hop = Encoding(**config["encoding"]), config["frames"], config["hop"]
@@ -137,10 +118,9 @@ def load_front_end(
     if checkpoint["fingerprint"].shape != (frames, BANDS):
         raise ValueError("its fingerprint does not fit its frames")  # which may fill the memory
     front_end = ImageToLogMel(encoding, frames, hop).to(device)
-    try:
-        require_same_sounds(front_end, checkpoint["fingerprint"])
-    except ValueError as error:
+    if not fingerprints_match(checkpoint["fingerprint"], audio_fingerprint(front_end)):
         raise UserError(
-            f"{path}: {error}; put the code back, or run train_vggish.py again."
-        ) from error
+            f"{path}: the code that makes the sounds of this encoding was changed since they were "
+            "learned; put the code back, or run train_vggish.py again."
+        )
     return front_end

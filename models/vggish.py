@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_weights
-from common.files import UserError, load_tensors
+from common.files import load_tensors
 from models.generator import NOISE_SIZE
 
 
@@ -67,8 +67,7 @@ class VGGish(nn.Module):
 
     def forward(self, logmels: Tensor) -> Tensor:
         """`(B, 1, frames, 64)` log-mels -> `(B, classes)` logits."""
-        logits = self.classifier(self.embed(logmels))
-        return logits.to(self.embedding[0].weight.dtype)
+        return self.classifier(self.embed(logmels)).to(self.embedding[0].weight.dtype)
 
 
 def load_audioset_convolutions(network: VGGish, path: Path) -> None:
@@ -76,23 +75,15 @@ def load_audioset_convolutions(network: VGGish, path: Path) -> None:
 
     Args:
         network: of the published width 64.
-        path: a state dict in the layout of github.com/harritaylor/torchvggish (`features.0.weight`
-            ... of six convolutions); its fully connected layers, of other sizes, are left out.
+        path: a state dict of torchvggish, `features.0.weight` ... of six convolutions; its fully
+            connected layers, of other sizes, are left out.
 
     Raises:
         UserError: if the file is missing, damaged, or does not fit.
     """
-    state = load_tensors(
-        path, "give the local path of torchvggish's state dict, or leave audioset_weights empty"
-    )
+    hint = "give the local path of torchvggish's state dict, or leave audioset_weights empty"
+    state, prefix = load_tensors(path, hint), "features."
     convolutions = {
-        key.removeprefix("features."): value
-        for key, value in state.items()
-        if key.startswith("features.")
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
-    if not convolutions:
-        raise UserError(
-            f"{path} holds no VGGish convolutions ('features.0.weight', ...); give torchvggish's "
-            "file."
-        )
     load_weights(network.features, convolutions, path)

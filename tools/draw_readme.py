@@ -10,13 +10,13 @@ It writes into `ims/`:
     epochs.png        accuracy and retrieval over the sounds heard
     samples.png       samples of the generator from noise
     photo.png         a photograph and the spectrograms of its soundscape
-and copies of what other scripts drew, if they did: soundscapes.png, near_duplicates.png,
-out_of_distribution.png, ratings.png and sheet.png. All images are chosen by their index."""
+and copies of what other scripts drew, if they did. All images are chosen by their index."""
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,16 +25,16 @@ from torch import Tensor
 
 from common.cli import Limit, command_line
 from common.files import write_file
-from common.media import pyplot
+from common.media import pyplot, save_figure
 from data import Digits, default_root, load_digits
 from data.resize import upsample
-from evaluation.imagine import imagine, load_refiner
+from evaluation.imagine import imagine
+from evaluation.listener import Listener
 from evaluation.metrics import predict_labels
 from models.late_blind import LateBlind
 from tools.translate import draw_spectrogram
 from training.figures import first_of_each_class, save_labelled_rows
 from training.run import read_log, read_metrics
-from training.upstream import load_judge, stage_folders
 from vggish import SAMPLE_RATE
 from voice_translator import Encoding, VoiceTranslator
 
@@ -55,10 +55,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Draw all pictures."""
-    runs = {
-        "published": config.results / config.published,
-        "sound-consistent": config.results / config.consistent,
-    }
+    published, consistent = config.results / config.published, config.results / config.consistent
+    runs = {"published": published, "sound-consistent": consistent}
     models = {title: LateBlind.load(run) for title, run in runs.items()}
     model = models["sound-consistent"]
     test = load_digits(model.dataset, "test", config.data_root, "cpu")
@@ -68,33 +66,26 @@ def main(config: Config) -> None:
     rows |= {title: imagine(each, images)[0] for title, each in models.items()}
     save_labelled_rows(config.out / "imagined.png", list(rows), list(rows.values()))
     draw_overview(config.out / "overview.png", model, images[2:3], rows["sound-consistent"][2])
-    draw_refined(config, model, test)
+    draw_refined(config, test)
     train = load_digits(model.dataset, "train", config.data_root, "cpu")
     draw_epochs(config.out / "epochs.png", runs, len(train.labels))
-    samples = sorted((config.results / "emnist_dcgan").glob("samples_*.png"))[-1]
-    controls = runs["sound-consistent"] / "controls"
-    for source, name in (
-        (samples, "samples.png"),
-        (config.results / "train_vggish" / "soundscapes.png", "soundscapes.png"),
-        (controls / "near_duplicates.png", "near_duplicates.png"),
-        (controls / "out_of_distribution.png", "out_of_distribution.png"),
-        (config.results / "encodings" / "ratings.png", "ratings.png"),
-        (config.results / "encodings" / "sheet.png", "sheet.png"),
+    draw_photo(config.out / "photo.png")
+    samples = max((config.results / "emnist_dcgan").glob("samples_*.png"))
+    write_file(config.out / "samples.png", lambda path: copy_small(samples, path))
+    for source in (
+        config.results / "train_vggish" / "soundscapes.png",
+        consistent / "controls" / "near_duplicates.png",
+        consistent / "controls" / "out_of_distribution.png",
+        config.results / "encodings" / "ratings.png",
+        config.results / "encodings" / "sheet.png",
     ):
         if source.exists():
-            write_file(config.out / name, lambda path, source=source: copy_small(source, path))
-    draw_photo(config.out / "photo.png")
+            write_file(config.out / source.name, partial(copy_small, source))
 
 
 def draw_overview(path: Path, model: LateBlind, image: Tensor, imagined: Tensor) -> None:
-    """Draw the steps of the model for one image.
-
-    Args:
-        path: of the picture.
-        model: a trained model.
-        image: `(1, 28, 28)` uint8.
-        imagined: `(1, 64, 64)` in [-1, 1], from its sound.
-    """
+    """Draw the steps of a model for one image, `(1, 28, 28)` uint8, up to the imagined one,
+    `(1, 64, 64)` in [-1, 1]."""
     front_end = model.front_end
     with torch.no_grad():
         sound = front_end.translator(image)
@@ -105,7 +96,7 @@ def draw_overview(path: Path, model: LateBlind, image: Tensor, imagined: Tensor)
     )
     figure.get_layout_engine().set(w_pad=0.25)
     axes[0].imshow(image[0], cmap="gray", vmin=0, vmax=255)
-    axes[0].set_title("image")
+    axes[0].set(title="image", xticks=(), yticks=())
     seconds = torch.arange(sound.shape[1]) / front_end.encoding.sample_rate
     axes[1].plot(seconds, sound[0], linewidth=0.2, color="black")
     axes[1].set(title="soundscape", xlabel="s", ylim=(-1, 1), yticks=())
@@ -116,39 +107,32 @@ def draw_overview(path: Path, model: LateBlind, image: Tensor, imagined: Tensor)
     )  # fmt: skip
     axes[2].set(title="log-mel", xlabel="s", yticks=())
     axes[3].imshow(embedding.reshape(10, 10), cmap="coolwarm", vmin=-3, vmax=3)
-    axes[3].set_title("embedding")
+    axes[3].set(title="embedding", xticks=(), yticks=())
     axes[4].imshow(imagined[0], cmap="gray", vmin=-1, vmax=1)
-    axes[4].set_title("imagined image")
-    for axis in (axes[0], axes[3], axes[4]):
-        axis.set(xticks=(), yticks=())
+    axes[4].set(title="imagined image", xticks=(), yticks=())
     for axis in axes[1:]:
         axis.annotate("→", (0, 0.5), (-0.02, 0.5), xycoords="axes fraction", fontsize=16,
                       ha="right", va="center", annotation_clip=False)  # fmt: skip
-    save(path, figure)
+    save_figure(path, figure)
 
 
-def draw_refined(config: Config, model: LateBlind, digits: Digits) -> None:
+def draw_refined(config: Config, digits: Digits) -> None:
     """Draw the first image of each class that the judge cnn classifies otherwise after latent
-    refinement, for better or worse; print how many there are."""
-    folders = stage_folders(config.results / config.consistent)
-    judge = load_judge(folders["judge_cnn"], model.dataset)
-    refiner = load_refiner(folders, config.refine_steps, model, torch.device("cpu"))
-    drawn = [imagine(model, digits.images, refiner=each)[0] for each in (None, refiner)]
-    before, after = (predict_labels(judge, images) for images in drawn)
-    changed, right_now, right_before = (
-        before != after,
-        after == digits.labels,
-        before == digits.labels,
-    )
+    refinement; print how many there are."""
+    listener = Listener(config.results / config.consistent, data_root=config.data_root)
+    refiner = listener.refiner(config.refine_steps)
+    drawn = [imagine(listener.model, digits.images, refiner=each)[0] for each in (None, refiner)]
+    before, after = (predict_labels(listener.judges["cnn"], images) for images in drawn)
+    changed = before != after
+    right_before, right_now = before == digits.labels, after == digits.labels
     print(
         f"latent refinement changes the judge's class of {changed.sum()} of {len(changed)} images: "
         f"{(changed & right_now).sum()} for better, {(changed & right_before).sum()} for worse, "
         f"{(changed & ~right_now & ~right_before).sum()} from wrong to wrong"
     )
-    classes = digits.labels.unique()
-    firsts = [torch.nonzero(changed & (digits.labels == label))[:1, 0] for label in classes]
-    shown = torch.cat(firsts)
-    if len(shown):
+    if changed.any():
+        firsts = first_of_each_class(digits.labels[changed], 1)[:, 0]
+        shown = changed.nonzero()[firsts, 0]
         rows = [upsample(digits.images[shown]), *(images[shown] for images in drawn)]
         save_labelled_rows(config.out / "refined.png", ["heard", "imagined", "refined"], rows)
 
@@ -177,7 +161,7 @@ def draw_epochs(path: Path, runs: dict[str, Path], images: int) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of the validation part")
     axes[2].legend(loc="center right")
-    save(path, figure)
+    save_figure(path, figure)
 
 
 def draw_photo(path: Path) -> None:
@@ -194,12 +178,6 @@ def draw_photo(path: Path) -> None:
         size = (drawn.width * 7 // 10, drawn.height * 7 // 10)
         smaller = drawn.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     write_file(path, lambda beside: smaller.save(beside, optimize=True))
-
-
-def save(path: Path, figure: Any) -> None:
-    """Write a figure, and close it."""
-    write_file(path, lambda beside: figure.savefig(beside, dpi=110))
-    pyplot().close(figure)
 
 
 def copy_small(source: Path, path: Path, most: int = LARGEST) -> None:

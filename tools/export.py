@@ -58,8 +58,7 @@ def main(config: Config) -> float:
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     model = Float32Model(LateBlind.load(config.run)).eval()
-    encoding = model.model.front_end.encoding
-    size = (encoding.rows, encoding.columns)
+    size = model.model.front_end.encoding.rows, model.model.front_end.encoding.columns
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(
         model, (torch.rand(2, *size),), dynamo=True, input_names=["images"], verbose=False,

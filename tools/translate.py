@@ -14,30 +14,11 @@ import tyro
 from torch import Tensor
 
 import voice_translator
+from common import media
 from common.cli import Count, command_line, progress_bar
 from common.device import choose_device
-from common.files import UserError, write_file
-from common.media import (
-    DRAWINGS,
-    IMAGES,
-    SOUNDS,
-    find_pictures,
-    pyplot,
-    read_comment,
-    read_picture,
-    read_sound,
-    require_suffix,
-    write_picture,
-    write_sound,
-)
-from voice_translator import (
-    Encoding,
-    VoiceTranslator,
-    estimate_image,
-    find_start,
-    to_pcm16,
-    undo_contrast,
-)
+from common.files import UserError
+from voice_translator import Encoding, VoiceTranslator
 
 Preset = Literal["auto", "late-blind", "congenitally-blind", "hificode", "hificode-2013"]
 COMMENT = "voice_translator"  # the key of the encoding in a sound file's comment
@@ -69,12 +50,10 @@ class Config:
 
 PRESETS = {
     "auto": Config(),
-    "late-blind": Config(preset="late-blind"),
-    "congenitally-blind": Config(
-        preset="congenitally-blind", encoding=Encoding.congenitally_blind()
-    ),
-    "hificode": Config(preset="hificode", encoding=Encoding.hificode()),
-    "hificode-2013": Config(preset="hificode-2013", encoding=Encoding.hificode_2013()),
+    "late-blind": Config(),
+    "congenitally-blind": Config(encoding=Encoding.congenitally_blind()),
+    "hificode": Config(encoding=Encoding.hificode()),
+    "hificode-2013": Config(encoding=Encoding.hificode_2013()),
 }
 
 
@@ -84,25 +63,31 @@ def main(config: Config) -> None:
         raise UserError("nothing would be written; give -o, or --spectrogram.")
     if config.crop and config.fit:
         raise UserError("--crop and --fit exclude each other; give one of them.")
-    paths = find_pictures(config.pictures)
+    paths = media.find_pictures(config.pictures)
     if config.decode is not None:
         decode(config, config.decode, paths)
-        return
-    if not paths:
+    elif paths:
+        translate(config, paths)
+    else:
         raise UserError("no picture is given; name one, a folder of them, or a glob in quotes.")
+
+
+def translate(config: Config, paths: list[Path]) -> None:
+    """Write the sound of each picture. One that cannot be read keeps no other from being written.
+
+    Raises:
+        UserError: at the end, if a picture could not be read, or its sound not be written.
+    """
     outputs = name_outputs(config, paths)
-    device = choose_device(config.device)
-    encoding = config.encoding
+    device, encoding = choose_device(config.device), config.encoding
     translator = VoiceTranslator(encoding).to(device)
     comment = json.dumps({COMMENT: dataclasses.asdict(encoding)})
     refused, squeezed = [], []
-    batches = list(zip(paths, outputs, strict=True))
-    batches = [batches[i : i + config.batch] for i in range(0, len(batches), config.batch)]
-    for batch in progress_bar(batches, "pictures"):
+    for first in progress_bar(range(0, len(paths), config.batch), "pictures"):
         images, kept = [], []
-        for path, output in batch:
+        for path, output in list(zip(paths, outputs, strict=True))[first : first + config.batch]:
             try:
-                picture = read_picture(path)
+                picture = media.read_picture(path)
             except UserError as error:
                 refused.append(str(error))
                 continue
@@ -115,45 +100,44 @@ def main(config: Config) -> None:
             continue
         with torch.no_grad():
             soundscapes = translator(torch.cat(images).to(device)).cpu()
-        for output, pcm in zip(kept, to_pcm16(soundscapes), strict=True):
-            if output is None:
-                continue
+        for output, pcm in zip(kept, voice_translator.to_pcm16(soundscapes), strict=True):
             try:
-                write_sound(output, pcm, encoding.sample_rate, comment)
+                if output is not None:
+                    media.write_sound(output, pcm, encoding.sample_rate, comment)
             except UserError as error:
                 refused.append(str(error))
-    if config.spectrogram is not None and not refused:
-        draw_spectrogram(config.spectrogram, images[0][0].cpu(), soundscapes[0], encoding)
+        if config.spectrogram is not None and not refused:
+            draw_spectrogram(config.spectrogram, images[0][0].cpu(), soundscapes[0], encoding)
     if squeezed:
+        grid = f"{encoding.columns} x {encoding.rows}"
         others = f" and {len(squeezed) - 1} other(s)" if len(squeezed) > 1 else ""
         print(
-            f"squeezed to the proportions of {encoding.columns} x {encoding.rows}: {squeezed[0]}"
-            f"{others}; --crop cuts and --fit adds bars instead"
+            f"squeezed to the proportions of {grid}: {squeezed[0]}{others}; --crop cuts and --fit "
+            "adds bars instead"
         )
     if refused:
-        raise UserError(
-            f"{len(refused)} of {len(paths)} pictures were not translated: " + " ".join(refused[:9])
-        )
-    written = [str(path) for path in (config.output, config.spectrogram) if path is not None]
-    print(
-        f"{len(paths)} picture(s) as {encoding.seconds} s of sound each, {encoding.sample_rate} "
-        f"Hz. {', '.join(written)}"
-    )
+        count = f"{len(refused)} of {len(paths)} pictures"
+        raise UserError(f"{count} were not translated: {' '.join(refused[:9])}")
+    written = ", ".join(str(path) for path in (config.output, config.spectrogram) if path)
+    sounds = f"{encoding.seconds} s of sound each, {encoding.sample_rate} Hz"
+    print(f"{len(paths)} picture(s) as {sounds}. {written}")
 
 
 def name_outputs(config: Config, paths: list[Path]) -> list[Path | None]:
     """The sound that each picture becomes, None where only its spectrogram is wanted."""
     # One picture of a folder, or of a glob, is one of several.
     several = len(paths) > 1 or paths[0] not in config.pictures
-    if several and config.spectrogram is not None:
-        raise UserError(
-            "--spectrogram draws one picture, but a folder or several are given; name one."
-        )
     if config.spectrogram is not None:
-        require_suffix(config.spectrogram, DRAWINGS, "a drawing")
+        media.require_suffix(config.spectrogram, media.DRAWINGS, "a drawing")
+        if several:
+            raise UserError(
+                "--spectrogram draws one picture, but a folder or several are given; name one."
+            )
     outputs: list[Path | None] = [config.output]
-    if several and config.output is not None:
-        if config.output.suffix.lower() in SOUNDS:
+    if config.output is not None and not several:
+        media.require_suffix(config.output, media.SOUNDS, "a sound")
+    elif config.output is not None:
+        if config.output.suffix.lower() in media.SOUNDS:
             raise UserError(
                 f"{config.output} is one sound, but a folder or several pictures are given; name a "
                 "folder by -o."
@@ -163,8 +147,6 @@ def name_outputs(config: Config, paths: list[Path]) -> list[Path | None]:
         if twice is not None:
             raise UserError(f"two pictures would become {twice}; rename one of them.")
         outputs = [config.output / name for name in names]
-    elif config.output is not None:
-        require_suffix(config.output, SOUNDS, "a sound")
     keep_inputs(paths, [*outputs, config.spectrogram])
     return outputs
 
@@ -172,28 +154,23 @@ def name_outputs(config: Config, paths: list[Path]) -> list[Path | None]:
 def keep_inputs(inputs: list[Path], outputs: list[Path | None]) -> None:
     """Refuse to write an output in the place of its input."""
     written = {path.resolve() for path in outputs if path is not None}
-    lost = next((path for path in inputs if path.resolve() in written), None)
-    if lost is not None:
-        raise UserError(f"{lost} would be replaced by what is made of it; give another name.")
+    for path in inputs:
+        if path.resolve() in written:
+            raise UserError(f"{path} would be replaced by what is made of it; give another name.")
 
 
 def frame(picture: Tensor, config: Config, encoding: Encoding) -> Tensor:
     """The picture, `(H, W)`, cut or with bars as --crop and --fit say."""
-    height, width = picture.shape
     if not (config.crop or config.fit) or not is_squeezed(picture, encoding):
         return picture
+    height, width = picture.shape
     ratio = encoding.columns / encoding.rows
-    wide = width > height * ratio
-    if config.crop:
-        across = round(height * ratio) if wide else width
-        down = height if wide else round(width / ratio)
-        top, left = (height - down) // 2, (width - across) // 2
-        return picture[top : top + max(1, down), left : left + max(1, across)]
-    across, down = (width, round(width / ratio)) if wide else (round(height * ratio), height)
-    side, end = (across - width) // 2, (down - height) // 2
+    choose = min if config.crop else max
+    wide = choose(width, max(1, round(height * ratio))) - width  # columns to add, or to cut
+    high = choose(height, max(1, round(width / ratio))) - height
+    left, top = int(wide / 2), int(high / 2)
     silent = 255 if encoding.negative else 0
-    bars = (side, across - width - side, end, down - height - end)
-    return F.pad(picture, bars, value=silent)
+    return F.pad(picture, (left, wide - left, top, high - top), value=silent)
 
 
 def is_squeezed(picture: Tensor, encoding: Encoding) -> bool:
@@ -203,34 +180,23 @@ def is_squeezed(picture: Tensor, encoding: Encoding) -> bool:
     return max(ratio, 1 / ratio) > 1 + 1 / max(encoding.rows, encoding.columns, height, width)
 
 
-def recorded_encoding(path: Path) -> Encoding | None:
-    """The encoding that a sound file names in its comment; None if it names none.
+def choose_encoding(config: Config, path: Path) -> Encoding:
+    """The encoding by which `path` is decoded: the one in its comment, else that of the flags.
 
     Raises:
-        UserError: if the sound or its encoding is damaged.
+        UserError: if the sound or its comment is damaged, or names another than the flags.
     """
-    comment = read_comment(path)
+    comment, demanded = media.read_comment(path), config.encoding
     if f'"{COMMENT}"' not in comment[:100]:
-        return None
+        return demanded
     try:
-        return Encoding(**json.loads(comment)[COMMENT])
+        recorded = Encoding(**json.loads(comment)[COMMENT])
     except (ValueError, TypeError, LookupError, RecursionError, ArithmeticError) as error:
         raise UserError(
             f"{path} names an encoding that this version does not know; save it again without its "
             "comment, and give the encoding by flags."
         ) from error
-
-
-def choose_encoding(config: Config, path: Path) -> Encoding:
-    """The encoding by which `path` is decoded: the one that it names, else that of the flags.
-
-    Raises:
-        UserError: if the file names another than the flags.
-    """
-    recorded, demanded = recorded_encoding(path), config.encoding
-    if recorded is None or recorded == demanded:
-        return demanded
-    if config.preset == "auto" and demanded == Encoding():
+    if recorded == demanded or (config.preset == "auto" and demanded == Encoding()):
         return recorded
     named, given = dataclasses.asdict(recorded), dataclasses.asdict(demanded)
     other = [f"{key} {named[key]}, not {given[key]}" for key in named if named[key] != given[key]]
@@ -247,61 +213,47 @@ def decode(config: Config, path: Path, originals: list[Path]) -> None:
             "--decode makes one image; give it a name with -o, at most one picture, and no "
             "--spectrogram."
         )
-    require_suffix(config.output, IMAGES, "a picture")
     keep_inputs([*originals, path], [config.output])
     encoding = choose_encoding(config, path)
-    original = frame(read_picture(originals[0]), config, encoding) if originals else None
+    original = frame(media.read_picture(originals[0]), config, encoding) if originals else None
     shape = (2, encoding.samples) if encoding.stereo else (encoding.samples,)
-    sound, said = read_sound(path, encoding.sample_rate, shape), []
+    sound, said = media.read_sound(path, encoding.sample_rate, shape), ""
     try:
         if sound.shape[-1] > encoding.samples:
-            start = find_start(sound, encoding)
+            start = voice_translator.find_start(sound, encoding)
             sound = sound[..., start : start + encoding.samples]
-            said.append(f"The soundscape begins at {start / encoding.sample_rate:.4f} s.")
-        sounded = estimate_image(sound, encoding)
+            said += f" The soundscape begins at {start / encoding.sample_rate:.4f} s."
+        sounded = voice_translator.estimate_image(sound, encoding)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    image, lost = undo_contrast(sounded, encoding)
+    image, lost = voice_translator.undo_contrast(sounded, encoding)
     if lost.any():
-        said.append(
-            f"The contrast saturated in {int(lost.sum())} of {lost.numel()} pixels; they are black "
-            "or white."
-        )
+        saturated = f"{int(lost.sum())} of {lost.numel()} pixels"
+        said += f" The contrast saturated in {saturated}; they are black or white."
     if original is not None:
         seen = VoiceTranslator(encoding).double().resized(original[None])[0]
         pair = torch.stack([image, seen]).flatten(1)
         correlation = "is not defined, as one of them has one grey only"
         if pair.std(1).min() > 1e-6:
             correlation = f"is {pair.corrcoef()[0, 1]:.4f}"
-        said.append(f"Its correlation with {originals[0]} {correlation}.")
-        enlarged = F.interpolate(image[None, None], original.shape, mode="nearest-exact")
-        image = enlarged[0, 0]
-    write_picture(config.output, image)
-    print(
-        f"the image that sounds like {path}, {encoding.rows} x {encoding.columns}: "
-        f"{config.output}. {' '.join(said)}".rstrip()
-    )
+        said += f" Its correlation with {originals[0]} {correlation}."
+        image = F.interpolate(image[None, None], original.shape, mode="nearest-exact")[0, 0]
+    media.write_picture(config.output, image)
+    size = f"{encoding.rows} x {encoding.columns}"
+    print(f"the image that sounds like {path}, {size}: {config.output}.{said}")
 
 
 def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, encoding: Encoding) -> None:
-    """Draw an image beside the spectrogram of its sound, of each ear in stereo.
-
-    Args:
-        path: the drawing.
-        image: `(rows, columns)` in [0, 1], as it is scanned, before a negative.
-        sound: `(samples,)` or `(2, samples)` in [-1, 1].
-        encoding: gives the sample rate and the range of the axis.
-    """
+    """Draw an image, `(rows, columns)` in [0, 1], as it is scanned, before a negative, beside the
+    spectrogram of its sound, `(samples,)` or `(2, samples)` in [-1, 1]."""
     import numpy as np
     from matplotlib.ticker import LogLocator, NullLocator
     from scipy.signal import ShortTimeFFT
 
-    plt = pyplot()
-    require_suffix(path, DRAWINGS, "a drawing")
     hertz, sample_rate = encoding.frequencies(), encoding.sample_rate
     low, high = hertz.min().item(), hertz.max().item()
     ears = sound.reshape(-1, sound.shape[-1]).double().numpy()
-    figure, axes = plt.subplots(
+    figure, axes = media.pyplot().subplots(
         1, 1 + len(ears), figsize=(4 + 5 * len(ears), 4), layout="constrained", squeeze=False
     )
     look = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
@@ -311,15 +263,11 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, encoding: Encodin
     length = max(2, min(round(0.04 * sample_rate), ears.shape[1]))
     names = ("left ear", "right ear") if len(ears) == 2 else ("sound",)
     for axis, samples, name in zip(axes[0, 1:], ears, names, strict=True):
-        transform = ShortTimeFFT(
-            np.hanning(length), max(1, length // 16), sample_rate, mfft=4 * length,
-            scale_to="magnitude",
-        )  # fmt: skip
+        window, hop = np.hanning(length), max(1, length // 16)
+        transform = ShortTimeFFT(window, hop, sample_rate, mfft=4 * length, scale_to="magnitude")
         decibels = 20 * np.log10(np.abs(transform.stft(samples)) + 1e-9)
-        seconds = transform.t(len(samples))
-        shown = axis.pcolormesh(
-            seconds, transform.f, decibels, cmap="magma", vmin=-80, vmax=-20, rasterized=True
-        )
+        look = {"cmap": "magma", "vmin": -80, "vmax": -20, "rasterized": True}
+        shown = axis.pcolormesh(transform.t(len(samples)), transform.f, decibels, **look)
         axis.set(title=name, xlabel="time (s)", ylabel="frequency (Hz)")
         axis.set_xlim(0, len(samples) / sample_rate)
         if hertz.median() < 0.45 * (low + high):  # the curve is denser at low frequencies
@@ -329,8 +277,7 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, encoding: Encodin
             axis.yaxis.set_minor_locator(NullLocator())
         axis.set_ylim(low * 0.8, min(sample_rate / 2, high * 1.15))
     figure.colorbar(shown, ax=axes[0, -1], label="level (dB of full scale)")
-    write_file(path, lambda beside: figure.savefig(beside, dpi=100))
-    plt.close(figure)
+    media.save_figure(path, figure, dpi=100)
 
 
 def run() -> None:
