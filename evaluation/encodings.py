@@ -36,6 +36,7 @@ ENCODINGS: dict[str, Condition] = {
     "32_by_32": Condition(Encoding(rows=32, columns=32)),
     "64_by_64": Condition(Encoding(rows=64, columns=64)),
     "shorter": Condition(Encoding(seconds=0.5)),
+    "shorter_in_112_frames": Condition(Encoding(seconds=0.5), hop=69),
     "top_to_bottom": Condition(Encoding(scan="top_to_bottom")),
     "negative": Condition(Encoding(negative=True)),
     "noise_0_db": Condition(Encoding(noise_snr_db=0.0)),
