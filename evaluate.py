@@ -13,14 +13,10 @@ It reads a complete run of train_all.py and the runs that it was made from. It w
 `evaluation/`: metrics.json, every number as a fraction; imagined.png, a grid of heard and imagined
 images; and index.html, a page to look at and to listen to. An older rating there is moved aside.
 
-`--compare` puts ratings side by side; each folder is a run with a rating, or a rating. Runs that
-differ in seeds alone are one row. It writes `results/comparison/`: table.md and metrics.json.
-
-`--verify` compares the hashes of checkpoints and data with the records, computes the ratings again,
-and ends with exit code 2 at the first mismatch. It cannot tell whether the training was as
-recorded.
-
-`--controls` writes `controls/` into the run; see evaluation/controls.py."""
+`--compare` writes `results/comparison/`, table.md and metrics.json. Each folder is a run with a
+rating, or a rating; runs that differ in seeds alone are one row. `--verify` compares the hashes of
+checkpoints and data with the records, and computes the ratings again. It ends with exit code 2 at
+the first mismatch. `--controls` writes `controls/` into the run; see evaluation/controls.py."""
 
 import sys
 from dataclasses import dataclass, field
@@ -68,8 +64,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Rate, compare, verify, or run the controls; returns what metrics.json says."""
-    modes = ("compare", "verify", "controls")
-    chosen = [f"--{mode}" for mode in modes if getattr(config, mode)]
+    chosen = [f"--{mode}" for mode in ("compare", "verify", "controls") if getattr(config, mode)]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other; give one of them.")
     if config.compare:
@@ -80,10 +75,8 @@ def main(config: Config) -> dict[str, Any]:
     run = find_run(config.name, config.results)
     if config.verify:
         return verify(run, config.data_root, device, config.output)
-    steps, seed, root = config.refine_steps, config.seed, config.data_root
-    if config.controls:
-        return run_controls(run, steps, seed, root, device, config.output)
-    return rate(run, config.part, steps, seed, root, device, config.output)
+    rest = config.refine_steps, config.seed, config.data_root, device, config.output
+    return run_controls(run, *rest) if config.controls else rate(run, config.part, *rest)
 
 
 if __name__ == "__main__":

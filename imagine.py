@@ -9,7 +9,6 @@ beside it, imagined.json. MNIST's digits are white on black, in the middle; --ne
 bring a scan into this form. The model knows only what its data set held; another picture becomes
 what is nearest to it."""
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
 
 from common.cli import Limit, command_line
 from common.device import choose_device
-from common.files import UserError, write_file
-from common.media import DRAWINGS, find_pictures, pyplot, read_picture, require_suffix
+from common.files import UserError, write_json
+from common.media import DRAWINGS, find_pictures, pyplot, read_picture, require_suffix, save_figure
 from data import default_root
 from evaluation.listener import READERS, Explanation, Listener, as_digit, is_bright
 from evaluation.rating import find_run
@@ -68,11 +67,11 @@ def main(config: Config) -> list[dict[str, Any]]:
     made = [listener.explain(digit[None], config.refine_steps) for digit in digits]
     numbers = []
     for path, one in zip(paths, made, strict=True):
-        readings = one.readings(listener.classes)
+        readings, correlation = one.readings(listener.classes), one.correlations.item()
         numbers.append(
             {
                 "picture": str(path),
-                "correlation": one.correlations.item(),
+                "correlation": correlation,
                 "refined": one.refined.item(),
                 "readings": {
                     name: {"class": best, "probability": probability}
@@ -84,55 +83,48 @@ def main(config: Config) -> list[dict[str, Any]]:
                 },
             }
         )
-        said = [f"{READERS[name]}: {best} ({p:.0%})" for name, (best, p) in readings.items()]
-        print(f"{path}: {'; '.join([*said, f'correlation {one.correlations.item():.3f}'])}")
-    names = [path.name for path in paths]
+        print(f"{path}: {'; '.join([*sentences(readings), f'correlation {correlation:.3f}'])}")
     beside = config.output.with_suffix(".json")
     for path in (config.output, beside):
         if path.exists():
             print(f"{path} is replaced.")
-    draw(config.output, names, made, listener.classes, listener.model.front_end.hop)
-    text = json.dumps({"run": str(run), "pictures": numbers}, indent=1) + "\n"
-    write_file(beside, lambda path: path.write_text(text))
+    draw(config.output, paths, made, listener)
+    write_json(beside, {"run": str(run), "pictures": numbers})
     print(f"{config.output}, {beside}")
     return numbers
 
 
-def draw(
-    path: Path, names: list[str], made: list[Explanation], classes: tuple[str, ...], hop: int
-) -> None:
+def sentences(readings: dict[str, tuple[str, float]]) -> list[str]:
+    return [f"{READERS[name]}: {best} ({p:.0%})" for name, (best, p) in readings.items()]
+
+
+def draw(path: Path, names: list[Path], made: list[Explanation], listener: Listener) -> None:
     """Draw a row for each picture: heard, its log-mel, imagined, and how it was classified.
 
     Args:
         path: of the drawing.
         names: of the pictures.
         made: the explanation of each, of one image.
-        classes: the name of each class.
-        hop: samples at 16 kHz from one frame of the log-mel to the next.
+        listener: that explained them.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         len(made), 4, figsize=(11, 2.3 * len(made) + 0.3), width_ratios=(1, 1.6, 1, 2),
         layout="constrained", squeeze=False,
     )  # fmt: skip
+    look: dict[str, Any] = {"origin": "lower", "cmap": "magma", "vmin": -4.6, "vmax": 3}
     for row, name, one in zip(axes, names, made, strict=True):
         logmel = one.logmels[0, 0].cpu()
-        seconds = len(logmel) * hop / SAMPLE_RATE
-        extent = (0, seconds, 0, BANDS)
-        show_grey(row[0], one.heard[0], 0, name)
-        look: dict[str, Any] = {"origin": "lower", "cmap": "magma", "vmin": -4.6, "vmax": 3}
+        extent = (0, len(logmel) * listener.model.front_end.hop / SAMPLE_RATE, 0, BANDS)
+        show_grey(row[0], one.heard[0], 0, name.name)
         row[1].imshow(logmel.T.numpy(), aspect="auto", extent=extent, **look)
         row[1].set(yticks=(), xlabel="s")
         show_grey(row[2], one.imagined[0, 0], -1, f"correlation {one.correlations.item():.2f}")
         row[3].axis("off")
-        readings = one.readings(classes)
-        for index, (reader, (best, probability)) in enumerate(readings.items()):
-            text = f"{READERS[reader]}: {best} ({probability:.0%})"
+        for index, text in enumerate(sentences(one.readings(listener.classes))):
             row[3].text(0, 0.85 - 0.18 * index, text, transform=row[3].transAxes)
     for axis, title in zip(axes[0], ("heard", "log-mel", "imagined", "classified"), strict=True):
         axis.set_title(title)
-    write_file(path, lambda beside: figure.savefig(beside, dpi=110))
-    plt.close(figure)
+    save_figure(path, figure)
 
 
 def show_grey(axis: Any, image: Tensor, black: float, label: str) -> None:

@@ -7,10 +7,18 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from common.files import UserError, file_sha256, read_json, write_file
+from common.files import (
+    UserError,
+    explain_malformed,
+    file_sha256,
+    read_json,
+    write_file,
+    write_json,
+)
 from common.locks import unlock_folder
 from common.provenance import code_revision, package_versions
 from evaluation.rating import move_older_aside, reserve_output
+from evaluation.report import template
 from training.run import NOT_HYPERPARAMETERS
 
 
@@ -50,63 +58,67 @@ def compare(folders: tuple[Path, ...], output: Path) -> dict[str, Any]:
         UserError: if a rating is missing, malformed or of an older run, or two have the same
             settings and the same seeds.
     """
-    groups: dict[str, list[tuple[Path, dict]]] = {}
+    groups: dict[str, dict[str, tuple[Path, dict]]] = {}  # settings -> seeds -> a rating
     for folder in folders:
         path, rating = read_rating(folder)
         require_fresh(path, rating)
-        key = json.dumps(settings_of(rating), sort_keys=True)
-        groups.setdefault(key, []).append((path, rating))
-    differing = differing_settings([json.loads(key) for key in groups])
-    titles = [title_of([rating for _, rating in members]) for members in groups.values()]
-    rows = []
-    for title, members, settings in zip(titles, groups.values(), differing, strict=True):
-        ratings = [rating for _, rating in members]
-        seeds = [seeds_of(rating) for rating in ratings]
-        for position, one in enumerate(seeds):
-            if one in seeds[:position]:
-                first, again = members[seeds.index(one)][0], members[position][0]
-                raise UserError(
-                    f"{first} and {again} rate the same settings and seeds; give each run once."
-                )
-        joint = [rating["stages"]["train_all"] for rating in ratings]
-        folder = members[0][0].parent
-        unique = titles.count(title) == 1
-        rows.append(
-            {
-                "name": title if unique else f"{folder.parent if is_inside(folder) else folder}",
-                "settings": settings,  # those in which the rows differ
-                "ratings": [str(path) for path, _ in members],
-                "seeds": [stage["seed"] for stage in joint],
-                "shared": [
-                    stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)
-                ],
-                "images": ratings[0]["classifier"]["images"],
-                "searched": ratings[0]["retrieval"]["overall"]["images"],
-                "cnn_judges": sorted({str(rating["cnn_judge"]) for rating in ratings}),
-                "machine": sorted({str(stage["machine"]) for stage in joint}),
-                "revision": sorted({str(stage["revision"]) for stage in joint}),
-                "columns": {
-                    name: spread([get(rating) for rating in ratings])
-                    for name, (_, get) in COLUMNS.items()
-                },
-            }
+        settings, seeds = (
+            json.dumps(part(rating), sort_keys=True) for part in (settings_of, seeds_of)
         )
+        group = groups.setdefault(settings, {})
+        if seeds in group:
+            raise UserError(
+                f"{group[seeds][0]} and {path} rate the same settings and seeds; give each run "
+                "once."
+            )
+        group[seeds] = path, rating
+    differing = differing_settings([json.loads(settings) for settings in groups])
+    rows = [
+        make_row(list(group.values()), settings)
+        for group, settings in zip(groups.values(), differing, strict=True)
+    ]
+    names = [row["name"] for row in rows]
+    for row in rows:
+        if names.count(row["name"]) > 1:
+            folder = Path(row["ratings"][0]).parent
+            row["name"] = f"{folder.parent if is_inside(folder) else folder}"
     made = {"revision": code_revision(), "versions": package_versions()}
     record = {"stage": "compare", "config": {}, "rows": rows, **made}
-    table = comparison_table(rows)
+    titles = {name: title for name, (title, _) in COLUMNS.items()}
+    table = template("comparison.md.j2").render(rows=rows, titles=titles)
     reserve_output(output, "compare")
     move_older_aside(output)
     write_file(output / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
-    text = json.dumps(record, indent=1) + "\n"
-    write_file(output / "metrics.json", lambda path: path.write_text(text))
+    write_json(output / "metrics.json", record)
     unlock_folder(output)
     print(f"{table}\n{output}/table.md, {output}/metrics.json")
     return record
 
 
-def read_rating(
-    folder: Path, hint: str = "run evaluate.py on its run again"
-) -> tuple[Path, dict[str, Any]]:
+def make_row(members: list[tuple[Path, dict]], settings: dict[str, Any]) -> dict[str, Any]:
+    """The row of ratings that differ in seeds alone, each with its path; `settings` are those in
+    which the rows differ."""
+    ratings = [rating for _, rating in members]
+    joint = [rating["stages"]["train_all"] for rating in ratings]
+    seeds = [seeds_of(rating) for rating in ratings]
+    return {
+        "name": title_of(ratings),
+        "settings": settings,
+        "ratings": [str(path) for path, _ in members],
+        "seeds": [stage["seed"] for stage in joint],
+        "shared": [stage for stage in seeds[0] if len({one[stage] for one in seeds}) < len(seeds)],
+        "images": ratings[0]["classifier"]["images"],
+        "searched": ratings[0]["retrieval"]["overall"]["images"],
+        "cnn_judges": sorted({str(rating["cnn_judge"]) for rating in ratings}),
+        "machine": sorted({str(stage["machine"]) for stage in joint}),
+        "revision": sorted({str(stage["revision"]) for stage in joint}),
+        "columns": {
+            name: spread([get(rating) for rating in ratings]) for name, (_, get) in COLUMNS.items()
+        },
+    }
+
+
+def read_rating(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Read the rating in `folder`, or in `evaluation/` of the run `folder`; returns the path of its
     metrics.json, and what that says.
 
@@ -120,29 +132,20 @@ def read_rating(
             f"{folder} holds no rating, neither metrics.json nor evaluation/metrics.json; "
             "run evaluate.py on its run first."
         )
+    hint = "run evaluate.py on its run again"
     rating = read_json(path, hint)
-    try:
-        stage = rating["stage"]
-        if stage == "evaluate":
-            settings_of(rating)
-            dict(rating["sha256"])
-            lacking = {"cnn_judge"} - rating.keys()
-            lacking |= {"machine", "revision"} - rating["stages"]["train_all"].keys()
-            if lacking:
-                raise LookupError(f"no {', '.join(sorted(lacking))}")
-            numbers = [get(rating) for _, get in COLUMNS.values()]
-            numbers += [*seeds_of(rating).values(), rating["config"]["refine_steps"]]
-            texts = [rating["config"]["name"], rating["config"]["part"]]
-            if not all(isinstance(value, int | float) for value in numbers):
-                raise ValueError("text stands where a number belongs")
-            if not all(isinstance(value, str) for value in texts):
-                raise ValueError("its config is malformed")
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is no rating of this version ({error!r:.200}); {hint}.") from error
-    if stage != "evaluate":
-        raise UserError(
-            f"{path} was written by {stage}.py; give a run that evaluate.py rated, or a rating."
-        )
+    with explain_malformed(path, hint):
+        if rating["stage"] != "evaluate":
+            raise UserError(
+                f"{path} was written by {rating['stage']}.py; give a run that evaluate.py rated, "
+                "or a rating."
+            )
+        numbers = [get(rating) for _, get in COLUMNS.values()]
+        numbers += [*seeds_of(rating).values(), rating["config"]["refine_steps"]]
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise ValueError("text stands where a number belongs")
+        make_row([(path, rating)], settings_of(rating))
+        dict(rating["sha256"])
     return path, rating
 
 
@@ -165,7 +168,7 @@ def require_fresh(path: Path, rating: dict[str, Any]) -> None:
 
 def title_of(ratings: list[dict[str, Any]]) -> str:
     """The names of the runs, and how they were rated where that is not the default."""
-    names = " ".join(dict.fromkeys(rating["config"]["name"] for rating in ratings))
+    names = " ".join(dict.fromkeys(str(rating["config"]["name"]) for rating in ratings))
     refined = ", refined" if ratings[0]["config"]["refine_steps"] else ""
     part = ", validation part" if ratings[0]["config"]["part"] == "validation" else ""
     return f"{names}{refined}{part}"
@@ -211,45 +214,3 @@ def spread(values: list[float]) -> dict[str, Any]:
         "spread": statistics.stdev(values) if len(values) > 1 else None,
         "values": values,
     }
-
-
-def comparison_table(rows: list[dict[str, Any]]) -> str:
-    """Write the rows as Markdown: a column for each row, a line for each number."""
-
-    def shown(column: dict[str, Any]) -> str:
-        deviation = "" if column["spread"] is None else f" ± {column['spread']:.4f}"
-        return f"{column['mean']:.4f}{deviation}"
-
-    lines = [["", *(row["name"] for row in rows)], ["---"] * (len(rows) + 1)]
-    lines.append(["seeds", *(", ".join(map(str, row["seeds"])) for row in rows)])
-    lines.append(["images heard", *(str(row["images"]) for row in rows)])
-    lines.append(["images searched by retrieval", *(str(row["searched"]) for row in rows)])
-    for name, (title, _) in COLUMNS.items():
-        lines.append([title, *(shown(row["columns"][name]) for row in rows)])
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    table += (
-        "\nMean ± sample standard deviation over the seeds; accuracies, precision and recall are "
-        "fractions.\n"
-    )
-    single = [row["name"] for row in rows if len(row["seeds"]) == 1]
-    if single:
-        table += f"One seed only, so the spread is unknown: {', '.join(single)}.\n"
-    features = "Frechet distance, precision and recall are in the features of the judge cnn"
-    if len({tuple(row["cnn_judges"]) for row in rows}) > 1:
-        table += f"{features}. Not all rows have the same one, so do not compare these three.\n"
-    if any(len(row["cnn_judges"]) > 1 for row in rows):
-        table += f"{features}. A row has several, so its spread is of judges and runs together.\n"
-    for row in rows:
-        for what in ("machine", "revision"):
-            if len(row[what]) > 1:
-                table += f"{row['name']}: more than one {what}: {'; '.join(row[what])}.\n"
-        if len(row["seeds"]) > 1 and row["shared"]:
-            table += (
-                f"{row['name']}: some runs share the seed of these stages, so the spread leaves "
-                f"them out: {', '.join(row['shared'])}.\n"
-            )
-        settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
-        if len(rows) > 1:
-            table += f"{row['name']}: {settings or 'the same settings in all'}.\n"
-        table += f"{row['name']}: {', '.join(row['ratings'])}\n"
-    return table

@@ -3,15 +3,14 @@
 `evaluate.py --controls` writes `controls/` into the run: metrics.json, every number as a fraction,
 and two pictures.
 
-* Other encodings: the same images, turned into sound by an encoding that was not learned. A model that hears must fail.
-* Shuffled sounds: the sounds in another order than the images. The model must draw the class of the sound.
-* Near-duplicates: EMNIST and MNIST both stem from NIST's Special Database 19, so the GAN may have learned from another copy
-  of a test image. `near_duplicates.png` shows the most similar pairs; test images with and without a near-duplicate are
-  rated apart.
-* Out of distribution: letters and simple shapes, in `out_of_distribution.png`.
-"""  # noqa: E501
+* Other encodings: the same images, heard by an encoding that was not learned. A model that hears
+  must fail.
+* Shuffled sounds: the sounds in another order. The model must draw the class of the sound.
+* Near-duplicates: EMNIST and MNIST both stem from NIST's Special Database 19, so the GAN may have
+  learned from another copy of a test image. Images with and without one are rated apart;
+  `near_duplicates.png` shows the most similar pairs.
+* Out of distribution: letters and simple shapes, in `out_of_distribution.png`."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.device import device_name
-from common.files import explain_malformed, write_file
+from common.files import explain_malformed, write_json
 from common.locks import unlock_folder
 from common.provenance import code_revision, package_versions
-from data import Digits, class_names, load_digits, load_gan_images
+from data import Digits, load_digits, load_gan_images
 from data.resize import upsample
 from data.synthetic import printed_letters, simple_shapes
-from evaluation.imagine import LatentRefiner, imagine, load_refiner
+from evaluation.imagine import LatentRefiner, imagine
+from evaluation.listener import Listener, rated_folders
 from evaluation.metrics import correlation, predict_labels, proportion_ci, rate_images, retrieval
-from evaluation.rating import (
-    move_older_aside,
-    rated_folders,
-    rating_folder,
-    read_stages,
-    reserve_output,
-)
+from evaluation.rating import move_older_aside, rating_folder, read_stages, reserve_output
+from evaluation.report import template
 from models.judge_cnn import CNNJudge
 from models.late_blind import LateBlind
 from training.figures import save_labelled_rows
-from training.upstream import load_judge
 from vggish import ImageToLogMel
 from voice_translator import Encoding
 
@@ -68,11 +62,8 @@ def run_controls(
     stages = read_stages(folders)
     output = output or rating_folder(run, "test", refine_steps, "controls")
     reserve_output(output, "controls")
-    model = LateBlind.load(run, device)
-    # It refines with the front end that it learned, whatever makes the sounds.
-    refiner = load_refiner(folders, refine_steps, model, device)
-    judge = load_judge(folders["judge_cnn"], model.dataset, device)
-    classes = len(class_names(model.dataset, data_root))
+    listener = Listener(run, device, data_root)
+    model, judge, refiner = listener.model, listener.judges["cnn"], listener.refiner(refine_steps)
     test = load_digits(model.dataset, "test", data_root, device)
     unrelated = load_digits(model.dataset, "train", data_root, device).images
     heard = upsample(test.images)
@@ -81,33 +72,36 @@ def run_controls(
         gan_images = load_all_gan_images(gan, data_root, device)
         letters = unheard_images(gan, data_root, device)
 
-    print(
-        f"hearing {len(heard)} test images, by the learned encoding and by others ...", flush=True
-    )
-    imagined, distance = imagine(model, test.images, refiner=refiner)
-    learned = {**rate_images(judge, imagined, heard, test.labels), "audio_loss": distance}
-    others = {}
-    for name, encoding in other_encodings(model.front_end.encoding).items():
+    print(f"hearing {len(heard)} test images, by several encodings ...", flush=True)
+
+    def hear_by(encoding: Encoding) -> tuple[Tensor, dict[str, float]]:
         front_end = ImageToLogMel(encoding, model.front_end.frames, model.front_end.hop).to(device)
-        elsewhere, distance = imagine(model, test.images, refiner=refiner, front_end=front_end)
-        rating = rate_images(judge, elsewhere, heard, test.labels)
-        others[name] = {**rating, "audio_loss": distance}
+        # It refines with the front end that it learned, whatever makes the sounds.
+        images, distance = imagine(model, test.images, refiner=refiner, front_end=front_end)
+        rating = rate_images(judge, images, heard, test.labels)
+        return images, {**rating, "audio_loss": distance}
+
+    learned = model.front_end.encoding
+    imagined, rating = hear_by(learned)
+    others = {name: hear_by(other)[1] for name, other in other_encodings(learned).items()}
     order = torch.randperm(len(heard), generator=torch.Generator().manual_seed(seed)).to(device)
     by_sound, _ = imagine(model, test.images[order], refiner=refiner)
     shuffled = shuffled_sounds(judge, test.labels, order, by_sound, imagined)
     move_older_aside(output)
-    picture = output / "near_duplicates.png"
-    near = near_duplicates(judge, classes, test, imagined, gan_images, unrelated, picture)
-    unheard = out_of_distribution(model, refiner, letters, output / "out_of_distribution.png")
-
+    near = near_duplicates(
+        judge, len(listener.classes), test, imagined, gan_images, unrelated,
+        output / "near_duplicates.png",
+    )  # fmt: skip
     record = {
         "stage": "controls",
         "dataset": model.dataset,
-        "learned_encoding": learned,
+        "learned_encoding": rating,
         "other_encodings": others,
         "shuffled_sounds": shuffled,
         "near_duplicates": near,
-        "out_of_distribution": unheard,
+        "out_of_distribution": out_of_distribution(
+            model, refiner, letters, output / "out_of_distribution.png"
+        ),
         "machine": device_name(device),
         "seed": seed,
         "revision": code_revision(),
@@ -115,50 +109,11 @@ def run_controls(
         "config": {"name": run.absolute().name, "refine_steps": refine_steps, "seed": seed},
         "stages": stages,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    write_file(output / "metrics.json", lambda path: path.write_text(text))
+    write_json(output / "metrics.json", record)
     unlock_folder(output)
-    print(summary(record))
+    print(template("controls.txt.j2").render(record=record))
     print(f"{output}/metrics.json, {output}/near_duplicates.png, {output}/out_of_distribution.png")
     return record
-
-
-def summary(record: dict[str, Any]) -> str:
-    """The record in lines of words."""
-    lines = [f"{'heard by':<24}{'judge':>8}{'correlation':>13}{'retrieval':>11}"]
-    ratings = {"the learned encoding": record["learned_encoding"], **record["other_encodings"]}
-    for name, rating in ratings.items():
-        judge, similar, found = (
-            rating[key] for key in ("judge_accuracy", "correlation", "retrieval")
-        )
-        lines.append(f"{name:<24}{judge:8.1%}{similar:13.3f}{found:11.1%}")
-    shuffled, near = record["shuffled_sounds"], record["near_duplicates"]
-    lines.append(
-        f"shuffled sounds: the judge classifies {shuffled['class_of_the_sound']:.1%} as the class "
-        f"of the sound, {shuffled['class_of_the_image']:.1%} as that of the image in its place"
-    )
-    lines.append(
-        f"near-duplicates: {near['with']['images']} of {near['images']} test images have one among "
-        f"the GAN's images. {near['share_nearer_in_gan_images']:.1%} are nearer to a GAN's image "
-        f"than to any training image; by chance {near['share_nearer_by_chance']:.1%}"
-    )
-    groups = {
-        "with": "with a near-duplicate",
-        "without": "without",
-        "without_weighted": "without, weighted to the same classes",
-    }
-    for group, title in groups.items():
-        if near[group]["judge_accuracy"] is not None:
-            lines.append(
-                f"{title}: right by the judge {near[group]['judge_accuracy']:.1%}, correlation "
-                f"{near[group]['correlation']:.3f}"
-            )
-    for name, rating in record["out_of_distribution"].items():
-        lines.append(
-            f"{name}: correlation with the heard image {rating['correlation']:.3f}, retrieval "
-            f"{rating['retrieval']:.0%} of {rating['images']}"
-        )
-    return "\n".join(lines)
 
 
 def other_encodings(learned: Encoding) -> dict[str, Encoding]:
@@ -194,10 +149,10 @@ def shuffled_sounds(
         largest_change: the largest difference that the place in the set makes to a pixel. It is 0,
             except for the rounding of batches.
     """
-    predicted = predict_labels(judge, by_sound)
-    differ = labels[order] != labels
+    predicted, heard = predict_labels(judge, by_sound), labels[order]
+    differ = heard != labels
     return {
-        "class_of_the_sound": (predicted == labels[order])[differ].double().mean().item(),
+        "class_of_the_sound": (predicted == heard)[differ].double().mean().item(),
         "class_of_the_image": (predicted == labels)[differ].double().mean().item(),
         "images": int(differ.sum()),
         "largest_change": (by_sound - imagined[order]).abs().max().item(),
@@ -219,12 +174,11 @@ def near_duplicates(
     apart.
 
     MNIST and EMNIST scaled, centred and smoothed the same scans in different ways. So all images
-    are first stretched to one box, and then correlated. The training images of the data set say how
-    similar images are by chance; in MNIST their writers are not those of the test images. For each
-    class there is a limit, which `NULL_SHARE` of the test images exceed by chance. Above it, an
-    image of the GAN counts as a near-duplicate. Ones are more similar than eights, so few ones can
-    be recognised; hence the rest is rated as it is, `without`, and weighted to the same classes,
-    `without_weighted`.
+    are stretched to one box, and then correlated. The training images say how similar images are by
+    chance; in MNIST other people wrote them. An image of the GAN counts as a near-duplicate if it
+    is above the limit of its class, which `NULL_SHARE` of the test images exceed by chance. Few
+    ones can be recognised, because all ones are similar. Hence the rest is rated as it is,
+    `without`, and weighted to the same classes, `without_weighted`.
 
     Args:
         judge: frozen, and in eval mode.
@@ -255,14 +209,10 @@ def near_duplicates(
         if not group.any():
             return {"images": 0, "judge_accuracy": None, "correlation": None}
         share = proportion_ci(int(right[group].sum()), int(group.sum()))
-        return {
-            "images": share["images"],
-            "judge_accuracy": share["accuracy"],
-            "interval": share["interval"],
-            "correlation": correlations[group].mean().item(),
-        }
+        share["judge_accuracy"] = share.pop("accuracy")
+        return {**share, "correlation": correlations[group].mean().item()}
 
-    count, total = len(gan_images), len(gan_images) + len(unrelated)
+    count = len(gan_images)
     return {
         "images": len(labels),
         "gan_images": count,
@@ -277,7 +227,7 @@ def near_duplicates(
             "correlation": weighted_by_class(correlations, near, labels),
         },
         "share_nearer_in_gan_images": (nearest > by_chance).double().mean().item(),
-        "share_nearer_by_chance": count / total,
+        "share_nearer_by_chance": count / (count + len(unrelated)),
         "nearest_in_gan_images": nearest.double().mean().item(),
         "nearest_by_chance": by_chance.double().mean().item(),
     }
@@ -346,12 +296,11 @@ def out_of_distribution(
     rows, titles, rated = [], [], {}
     for kind, images in kinds.items():
         imagined, distance = imagine(model, images, refiner=refiner)
-        heard = upsample(images)
-        found = retrieval(imagined, heard, torch.arange(len(images), device=images.device))
+        heard, own_class = upsample(images), torch.arange(len(images), device=images.device)
         rated[kind] = {
             "images": len(images),
             "correlation": correlation(imagined, heard).mean().item(),
-            "retrieval": found["overall"]["accuracy"],
+            "retrieval": retrieval(imagined, heard, own_class)["overall"]["accuracy"],
             "audio_loss": distance,
         }
         rows += [heard[:10], imagined[:10]]

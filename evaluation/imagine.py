@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.device import autocast
-from common.files import UserError
 from data import Digits
 from data.resize import upsample
 from evaluation.metrics import rate_images
@@ -19,7 +18,6 @@ from models.lenet import LeNet
 from models.vggish import VGGish
 from training.figures import first_of_each_class, save_pair_grid
 from training.losses import AudioLoss, audio_loss
-from training.upstream import load_audio_network, load_classifier
 from vggish import EVAL_BATCH, ImageToLogMel
 
 UNCERTAINTY = 0.01  # sounds are refined whose class has a probability below 1 minus this
@@ -45,9 +43,6 @@ class LatentRefiner:
 
     Attributes:
         count: how many sounds were refined so far.
-
-    Raises:
-        UserError: if `steps` is below 1.
     """
 
     def __init__(
@@ -58,10 +53,6 @@ class LatentRefiner:
         classifier: LeNet,
         steps: int,
     ) -> None:
-        if steps < 1:
-            raise UserError(
-                f"--refine-steps is {steps}; give a number of steps, or 0 for no refinement."
-            )
         self.front_end, self.sound_classifier = front_end, sound_classifier
         self.generator, self.classifier = generator, classifier
         self.steps, self.count = steps, 0
@@ -94,24 +85,6 @@ class LatentRefiner:
                 (moved.grad,) = torch.autograd.grad(len(moved) * loss, moved)
             optimiser.step()
         return embeddings.index_copy(0, uncertain, moved.detach())
-
-
-def load_refiner(
-    folders: dict[str, Path], steps: int, model: LateBlind, device: torch.device
-) -> LatentRefiner | None:
-    """The latent refinement of a run's model; None for 0 steps.
-
-    Args:
-        folders: stage -> the folder of its run.
-        steps: number of Adam's steps.
-        model: of the run.
-        device: where the networks are put.
-    """
-    if not steps:
-        return None
-    _, sound_classifier, _ = load_audio_network(folders["train_vggish"], device)
-    classifier = load_classifier(folders["mnist_classify_train"], model.dataset, device)
-    return LatentRefiner(model.front_end, sound_classifier, model.generator, classifier, steps)
 
 
 @torch.no_grad()

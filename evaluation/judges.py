@@ -4,12 +4,12 @@
     vit       models/judge_vit.py, a vision transformer
     kernel    models/judge_kernel.py, Gaussian kernels on pixels
 
-mnist_classify_train.py trains all three from real images alone, and leaves them in
-`results/judges/`. No gradient ever passes through them afterwards. An image that fools one of them
-need not fool the others."""
+mnist_classify_train.py trains them from real images alone, and leaves them in `results/judges/`. No
+gradient passes through them afterwards. An image that fools one of them need not fool the
+others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.checkpoint import load_checkpoint, load_network
 from common.device import place
-from common.files import UserError, explain_malformed
 from data import class_names, data_hashes, load_digits
 from data.augment import random_affine
 from data.resize import upsample
@@ -28,10 +26,9 @@ from models.judge_kernel import KernelJudge
 from models.judge_vit import ViTJudge
 from training.classifier import classification_accuracy, train_classifier
 from training.run import Run, differs_from_run
-from training.upstream import load_judge
+from training.upstream import load_judge, load_stage
 
 JUDGES = ("cnn", "vit", "kernel")
-HINT = "run mnist_classify_train.py"
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,7 @@ def train_judge(name: str, config: JudgeConfig, device: torch.device) -> float:
     config = resume_if_same(name, config)
     torch.manual_seed(config.seed)
     classes = len(class_names(config.dataset, config.data_root))
-    judge: nn.Module
-    if name == "cnn":
-        judge = place(CNNJudge(classes), device)
-    else:
-        judge = ViTJudge(classes=classes).to(device)
+    judge = place(CNNJudge(classes) if name == "cnn" else ViTJudge(classes=classes), device)
     optimiser = torch.optim.AdamW(
         judge.parameters(), config.learning_rate, weight_decay=0.01, fused=True
     )
@@ -72,10 +65,8 @@ def train_judge(name: str, config: JudgeConfig, device: torch.device) -> float:
     def distort(images: Tensor) -> Tensor:
         return random_affine(images, config.degrees, shift=0.08, scale=0.12)
 
-    stage = f"judge_{name}"
-    return train_classifier(stage, judge, optimiser, scheduler, distort, config, f"judges/{name}")[
-        "test_accuracy"
-    ]
+    run = f"judge_{name}", judge, optimiser, scheduler, distort, config, f"judges/{name}"
+    return train_classifier(*run)["test_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -127,12 +118,10 @@ def fit_kernel_judge(config: KernelConfig, device: torch.device) -> float:
     accuracy = classification_accuracy(judge, validation)
     line = f"judge_kernel: validation accuracy {accuracy:.2%}"
     run.end_epoch({"epoch": 1, "validation_accuracy": accuracy}, best=True, line=line)
-    metrics = {
-        "test_accuracy": classification_accuracy(judge, test),
-        "validation_accuracy": accuracy,
-    }
+    tested = classification_accuracy(judge, test)
+    metrics = {"test_accuracy": tested, "validation_accuracy": accuracy}
     run.finish(metrics, data_hashes(test=test))
-    return metrics["test_accuracy"]
+    return tested
 
 
 def resume_if_same(name: str, config: Any) -> Any:
@@ -156,22 +145,16 @@ def load_judges(folder: Path, dataset: str, device: torch.device) -> dict[str, n
     Raises:
         UserError: if a judge is missing, damaged, or learned another data set.
     """
-    judges: dict[str, nn.Module] = {"cnn": load_judge(folder / "cnn", dataset, device)}
-    for name in ("vit", "kernel"):
-        path = folder / name / "checkpoint.pt"
-        checkpoint = load_checkpoint(path, f"judge_{name}", HINT)
-        with explain_malformed(path, HINT):
-            config, state = checkpoint["config"], checkpoint["networks"]["classifier"]
-            if config["dataset"] != dataset:
-                raise UserError(
-                    f"{path} learned {config['dataset']}, but stage one learned {dataset}; "
-                    f"{HINT} --dataset {dataset}."
-                )
-            if name == "vit":
-                build = partial(ViTJudge, classes=config["classes"])
-            else:
-                size, gamma = len(state["centres"]), float(config["gamma"])
-                build = partial(KernelJudge, size, gamma, config["classes"])
-            judge = load_network(build, state, path)
-        judges[name] = judge.to(device).requires_grad_(False).eval()
-    return judges
+
+    def load(name: str, build: Callable[[dict[str, Any], dict[str, Any]], nn.Module]) -> nn.Module:
+        network = load_stage(f"judge_{name}", "classifier", build, folder / name, dataset, device)
+        return network.requires_grad_(False)
+
+    def build_kernel(config: dict[str, Any], state: dict[str, Any]) -> KernelJudge:
+        return KernelJudge(len(state["centres"]), float(config["gamma"]), config["classes"])
+
+    return {
+        "cnn": load_judge(folder / "cnn", dataset, device),
+        "vit": load("vit", lambda config, _: ViTJudge(classes=config["classes"])),
+        "kernel": load("kernel", build_kernel),
+    }

@@ -3,7 +3,6 @@
 It shows how much of an image a sound holds, apart from the model and its schedule. It is no upper
 bound: a network may also use what is not linear in the log-mel."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import save_tensors, write_file
+from common.files import save_tensors, write_json
 from common.provenance import code_revision, package_versions
 from data import load_digits
 from data.resize import upsample
@@ -29,11 +28,9 @@ def decode_linearly(
     condition: Condition, dataset: str, count: int, data_root: Path, device: torch.device,
     output: Path,
 ) -> None:  # fmt: skip
-    """Fit the decoder, rate it on unseen images, and write metrics.json, and shown.pt with the
-    images that the sheet shows.
-
-    The penalty is chosen by the correlation on the validation part. Correlation and retrieval are
-    those of the test images, enlarged as the imagined ones are.
+    """Fit the decoder, rate it on the test images, enlarged as the imagined ones are, and write
+    metrics.json, and shown.pt with the images that the sheet shows. The penalty is chosen by the
+    correlation on the validation part.
 
     Args:
         condition: the encoding, and how it is heard.
@@ -79,6 +76,5 @@ def decode_linearly(
     }
     shown = first_of_each_class(test.labels, 1)[:, 0]
     save_tensors(output / "shown.pt", {"decoded": decoded[shown].cpu()})
-    text = json.dumps(record, indent=1) + "\n"
-    write_file(output / "metrics.json", lambda path: path.write_text(text))
+    write_json(output / "metrics.json", record)
     print(f"decoded by a linear map: correlation {record['correlation']['mean']:.3f}. {output}")

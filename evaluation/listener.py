@@ -2,25 +2,22 @@
 embedding, the imagined image, and the class by every classifier. imagine.py and app.py use it."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.device import autocast
 from common.files import UserError
 from data import class_names, default_root
 from data.folders import to_28x28
 from evaluation.imagine import LatentRefiner
-from evaluation.judges import load_judges
+from evaluation.judges import JUDGES, load_judges
 from evaluation.metrics import correlation
-from evaluation.rating import rated_folders
 from models.late_blind import LateBlind, run_folder
-from models.lenet import LeNet
-from models.vggish import VGGish
-from training.upstream import load_audio_network, load_classifier
+from training.upstream import load_audio_network, load_classifier, stage_folders
 
 DIGIT = 20  # pixels; the longer edge of a digit of MNIST, in 28 x 28
 # Classifier -> its name for a reader. The first one classifies the sound, the others the image.
@@ -31,6 +28,14 @@ READERS = {
     "kernel": "judge kernel",
     "classifier": "classifier of the training",
 }
+
+
+def rated_folders(run: Path) -> dict[str, Path]:
+    """Stage -> the folder of its run, of everything that a rating of `run` uses."""
+    folders = stage_folders(run)
+    rated = folders.pop("train_all")
+    judges = {f"judge_{name}": folders["judge_cnn"].parent / name for name in JUDGES}
+    return {**folders, **judges, "train_all": rated}
 
 
 class Explanation(NamedTuple):
@@ -78,21 +83,36 @@ class Listener:
         self.missing = [
             stage for stage, folder in folders.items() if not (folder / "checkpoint.pt").exists()
         ]
-        self.sound_classifier: VGGish | None = None
-        self.classifier: LeNet | None = None
-        self.judges: dict[str, nn.Module] = {}
+        self.sound_classifier: Any = None  # VGGish
+        self.classifier: Any = None  # LeNet
+        self.judges: dict[str, Any] = {}  # networks
         if "train_vggish" not in self.missing:
             _, self.sound_classifier, _ = load_audio_network(folders["train_vggish"], device)
         if not any(stage.startswith("judge_") for stage in self.missing):
             self.judges = load_judges(folders["judge_cnn"].parent, dataset, device)
         if "mnist_classify_train" not in self.missing:
-            folder = folders["mnist_classify_train"]
-            self.classifier = load_classifier(folder, dataset, device)
+            self.classifier = load_classifier(folders["mnist_classify_train"], dataset, device)
         try:
             self.classes = class_names(dataset, data_root or default_root())
         except UserError:  # the names are those of folders, which are elsewhere
             logits = len(self.model.audio_network.state_dict()["classifier.3.bias"])
             self.classes = tuple(f"class {index}" for index in range(logits))
+
+    def refiner(self, steps: int) -> LatentRefiner | None:
+        """The latent refinement of `steps` steps; None for 0.
+
+        Raises:
+            UserError: if a classifier that it needs is missing.
+        """
+        if not steps:
+            return None
+        if self.sound_classifier is None or self.classifier is None:
+            raise UserError(
+                f"{self.run} was copied without {', '.join(self.missing)}, so nothing can be "
+                "refined; copy these too, or refine no step."
+            )
+        model, networks = self.model, (self.sound_classifier, self.model.generator, self.classifier)
+        return LatentRefiner(model.front_end, *networks, steps)
 
     @torch.no_grad()
     def explain(self, images: Tensor | np.ndarray, refine_steps: int = 0) -> Explanation:
@@ -111,19 +131,8 @@ class Listener:
         sounds = translator(images)
         logmels = model.front_end.log_mel(sounds)
         embeddings = heard = model.embed(logmels)
-        if refine_steps:
-            if self.sound_classifier is None or self.classifier is None:
-                raise UserError(
-                    f"{self.run} was copied without {', '.join(self.missing)}, so nothing can be "
-                    "refined; copy these too, or refine no step."
-                )
-            embeddings = LatentRefiner(
-                model.front_end,
-                self.sound_classifier,
-                model.generator,
-                self.classifier,
-                refine_steps,
-            )(logmels, heard)
+        if refiner := self.refiner(refine_steps):
+            embeddings = refiner(logmels, heard)
         imagined = model.draw(embeddings)
         probabilities = {}
         if self.sound_classifier is not None:

@@ -3,7 +3,6 @@
 It lies inside the run that it rates, in `evaluation/`: metrics.json, every number as a fraction;
 imagined.png; and index.html."""
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -21,44 +20,32 @@ from common.files import (
     folder_megabytes,
     move_aside,
     write_file,
+    write_json,
 )
 from common.locks import lock_folder, unlock_folder
 from common.provenance import code_revision, package_versions
-from data import Digits, Part, class_names, data_hashes, load_digits
+from data import Digits, Part, data_hashes, load_digits
 from data.resize import upsample
-from evaluation.imagine import imagine, load_refiner, save_pairs
-from evaluation.judges import JUDGES, load_judges
-from evaluation.metrics import (
-    NEIGHBOURS,
-    accuracy_report,
-    correlation,
-    diversity,
-    judge_features,
-    mean_ci,
-    predict_labels,
-    realism,
-    retrieval,
-    ssim,
-)
-from evaluation.report import PANELS, Example, objective_name, render
+from evaluation import metrics
+from evaluation.imagine import imagine, save_pairs
+from evaluation.listener import Listener, rated_folders
+from evaluation.report import PANELS, make_card, objective_name, render
 from models.generator import generate, seeded_noise
 from models.judge_cnn import CNNJudge
-from models.late_blind import LateBlind, run_folder
+from models.late_blind import run_folder
 from training.classifier import predict_digits
 from training.run import is_complete, read_log, read_metrics, require_complete, require_same_script
-from training.upstream import load_audio_network, load_classifier, load_generator, stage_folders
+from training.upstream import load_generator
 
 
 class RatingResult(NamedTuple):
     """The imagined images of a run, and their numbers."""
 
-    model: LateBlind
-    classes: tuple[str, ...]  # the name of each class
+    listener: Listener  # the model, and the classifiers
     digits: Digits  # that were heard
     imagined: Tensor  # (N, 1, 64, 64) in [-1, 1]
     correlations: Tensor  # (N,), of each with what was heard
     predicted: dict[str, Tensor]  # (N,), the classes that the classifier and each judge predict
-    cnn_judge: str  # SHA-256 of the weights of the judge whose features measure realism
     numbers: dict[str, Any]  # as in metrics.json
 
 
@@ -82,14 +69,6 @@ def find_run(name: Path | None, results: Path) -> Path:
     return run
 
 
-def rated_folders(run: Path) -> dict[str, Path]:
-    """Stage -> the folder of its run, of everything that a rating of `run` uses."""
-    folders = stage_folders(run)
-    rated = folders.pop("train_all")
-    judges = {f"judge_{name}": folders["judge_cnn"].parent / name for name in JUDGES}
-    return {**folders, **judges, "train_all": rated}
-
-
 def read_stages(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Read the seed, epoch, revision, machine and settings of every stage.
 
@@ -103,11 +82,11 @@ def read_stages(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
         if not (folder / "checkpoint.pt").is_file():
             raise UserError(f"{folder.resolve() / 'checkpoint.pt'} is missing; {hint}.")
         require_complete(folder, hint)
-        metrics = read_metrics(folder, hint)
+        record = read_metrics(folder, hint)
         with explain_malformed(folder / "metrics.json", hint):
             kept = ("seed", "epoch", "revision", "machine", "config")
-            stages[stage] = {key: metrics[key] for key in kept}
-            recorded = dict(metrics["sha256"])  # at the end, of stage three
+            stages[stage] = {key: record[key] for key in kept}
+            recorded = dict(record["sha256"])  # at the end, of stage three
     for name, digest in checkpoint_hashes(folders).items():
         stage = name.partition("/")[0]  # the judges take no part in the training
         if not stage.startswith(("judge_", "train_all")) and recorded.get(name) != digest:
@@ -146,7 +125,6 @@ def move_older_aside(output: Path) -> None:
     """Move the older record in `output`, if there is one, to a numbered folder, and say so."""
     if is_complete(output):
         aside = move_aside(output)
-        check_writable(output)
         size = folder_megabytes(aside)
         print(f"The older record of {output} is now in {aside} ({size:.1f} MB).")
 
@@ -167,53 +145,48 @@ def rate_run(
     Raises:
         UserError: if a stage is missing or damaged, or the part has too few images.
     """
-    folders = rated_folders(run)
-    model = LateBlind.load(run, device)
-    refiner = load_refiner(folders, refine_steps, model, device)
-    generator_before = load_generator(folders["emnist_dcgan"], device)
-    classifier = load_classifier(folders["mnist_classify_train"], model.dataset, device)
-    _, sound_classifier, _ = load_audio_network(folders["train_vggish"], device)
-    judges: dict[str, Any] = load_judges(folders["judge_cnn"].parent, model.dataset, device)
-    names = class_names(model.dataset, data_root)
+    listener = Listener(run, device, data_root)
+    model, judges, refiner = listener.model, listener.judges, listener.refiner(refine_steps)
+    generator_before = load_generator(rated_folders(run)["emnist_dcgan"], device)
     digits = load_digits(model.dataset, part, data_root, device)
-    if len(digits.labels) <= 2 * NEIGHBOURS + 1:
+    if len(digits.labels) <= 2 * metrics.NEIGHBOURS + 1:
         raise UserError(
             f"the {part} part of {model.dataset} has {len(digits.labels)} images, but a rating "
-            f"needs at least {2 * NEIGHBOURS + 2}; add images."
+            f"needs at least {2 * metrics.NEIGHBOURS + 2}; add images."
         )
     heard = upsample(digits.images)
 
     print(f"hearing {len(heard)} {part} images ...", flush=True)
     imagined, distance = imagine(model, digits.images, refiner=refiner)
-    classifiers = {"classifier": classifier, **judges}
-    predicted = {name: predict_labels(one, imagined) for name, one in classifiers.items()}
+    classifiers = {"classifier": listener.classifier, **judges}
+    predicted = {name: metrics.predict_labels(one, imagined) for name, one in classifiers.items()}
+
+    def report(labels: Tensor) -> dict[str, Any]:
+        return metrics.accuracy_report(labels, digits.labels, len(listener.classes))
+
     reports = {
-        name: {
-            **accuracy_report(predicted[name], digits.labels, len(names)),
-            "real": accuracy_report(predict_labels(one, heard), digits.labels, len(names)),
-        }
+        name: {**report(predicted[name]), "real": report(metrics.predict_labels(one, heard))}
         for name, one in classifiers.items()
     }
-    by_sound = predict_digits(model.front_end, sound_classifier, digits.images)
-    correlations = correlation(imagined, heard)
+    by_sound = predict_digits(model.front_end, listener.sound_classifier, digits.images)
+    correlations = metrics.correlation(imagined, heard)
     numbers = {
         "judges": {name: reports[name] for name in judges},
         "judges_mean": judges_mean([reports[name] for name in judges]),
         "classifier": reports["classifier"],
-        "sound_classifier": accuracy_report(by_sound, digits.labels, len(names)),
+        "sound_classifier": report(by_sound),
         "refined_fraction": refiner.count / len(heard) if refiner else 0.0,
         "realism": realism_report(
             judges["cnn"], heard, imagined, generator_before, model.generator, seed
         ),
-        "correlation": mean_ci(correlations),
-        "ssim": mean_ci(ssim(imagined, heard)),
-        "retrieval": retrieval(imagined, heard, digits.labels),
-        "diversity": diversity(imagined, heard, digits.labels),
+        "correlation": metrics.mean_ci(correlations),
+        "ssim": metrics.mean_ci(metrics.ssim(imagined, heard)),
+        "retrieval": metrics.retrieval(imagined, heard, digits.labels),
+        "diversity": metrics.diversity(imagined, heard, digits.labels),
         # l1, whatever the run's objective, so that runs can be compared
         "audio_loss": distance,
     }
-    cnn_judge = weights_sha256(judges["cnn"])
-    return RatingResult(model, names, digits, imagined, correlations, predicted, cnn_judge, numbers)
+    return RatingResult(listener, digits, imagined, correlations, predicted, numbers)
 
 
 def rate(
@@ -222,11 +195,8 @@ def rate(
 ) -> dict[str, Any]:  # fmt: skip
     """Rate a run and write the rating; returns what its metrics.json says.
 
-    Args: as in `rate_run`, and
+    Arguments and errors as in `rate_run`, and
         output: the folder to write into. None: inside the run; see `rating_folder`.
-
-    Raises:
-        UserError: as `rate_run`, and if the folder cannot be written.
     """
     started = time.perf_counter()
     folders = rated_folders(run)
@@ -236,11 +206,12 @@ def rate(
     output = output or rating_folder(run, part, refine_steps)
     reserve_output(output, "evaluate")
     result = rate_run(run, part, refine_steps, seed, data_root, device)
+    listener = result.listener
     config = {"name": run.absolute().name, "part": part, "refine_steps": refine_steps, "seed": seed}
     record = {
         "stage": "evaluate",
-        "dataset": result.model.dataset,
-        "classes": list(result.classes),
+        "dataset": listener.model.dataset,
+        "classes": list(listener.classes),
         "part": part,
         **result.numbers,
         "seconds": round(time.perf_counter() - started, 1),
@@ -250,11 +221,15 @@ def rate(
         "versions": package_versions("torchmetrics", "torch-fidelity"),
         "config": config,
         "stages": stages,
-        "cnn_judge": result.cnn_judge,
+        # By the features of this judge realism is measured.
+        "cnn_judge": weights_sha256(listener.judges["cnn"]),
         "sha256": input_hashes(folders, part, result.digits),
     }
     move_older_aside(output)
-    write_rating(output, record, result, log)
+    save_pairs(output / "imagined.png", result.digits, result.imagined, listener.classes)
+    page = render(record, example_cards(result), log)
+    write_file(output / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_json(output / "metrics.json", record)  # last; it says that the rating is complete
     unlock_folder(output)
     for name, report in record["judges"].items():
         if report["real"]["accuracy"] < 0.9:
@@ -271,22 +246,6 @@ def rate(
         f"{output}/metrics.json, {output}/index.html"
     )
     return record
-
-
-def write_rating(
-    output: Path, record: dict[str, Any], result: RatingResult, log: list[dict[str, float]]
-) -> None:
-    """Write the grid, the page, and last metrics.json, which says that the rating is complete."""
-    judged = [result.predicted[name] for name in record["judges"]]
-    examples = [
-        make_example(result, index, rank)
-        for index, rank in choose_examples(result.correlations, result.digits.labels, judged)
-    ]
-    page = render(record, examples, log)
-    save_pairs(output / "imagined.png", result.digits, result.imagined, result.classes)
-    write_file(output / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
-    text = json.dumps(record, indent=1) + "\n"
-    write_file(output / "metrics.json", lambda path: path.write_text(text))
 
 
 def judges_mean(reports: list[dict[str, Any]]) -> dict[str, float]:
@@ -322,8 +281,11 @@ def realism_report(
         "samples_before": generate(generator_before, noise),
         "samples_after": generate(generator_after, noise),
     }
-    reference = judge_features(judge, heard[second])
-    rated = {name: realism(judge_features(judge, each), reference) for name, each in sets.items()}
+    reference = metrics.judge_features(judge, heard[second])
+    rated = {
+        name: metrics.realism(metrics.judge_features(judge, each), reference)
+        for name, each in sets.items()
+    }
     return {"features": "cnn", "images": half, **rated}
 
 
@@ -351,20 +313,20 @@ def choose_examples(
 
 
 @torch.no_grad()
-def make_example(result: RatingResult, index: int, rank: str) -> Example:
-    """Collect what the page shows of one image."""
-    image, front_end = result.digits.images[index : index + 1], result.model.front_end
-    sound = front_end.translator(image)
-    return Example(
-        index=index,
-        label=int(result.digits.labels[index]),
-        rank=rank,
-        heard=image[0].cpu().numpy(),
-        sound=sound[0].cpu().numpy(),
-        sample_rate=front_end.encoding.sample_rate,
-        logmel=front_end.log_mel(sound)[0, 0].cpu().numpy(),
-        hop=front_end.hop,
-        imagined=result.imagined[index, 0].cpu().numpy(),
-        correlation=result.correlations[index].item(),
-        predicted={name: int(labels[index]) for name, labels in result.predicted.items()},
-    )
+def example_cards(result: RatingResult) -> list[dict[str, Any]]:
+    """The cards of the page, for the images of `choose_examples`."""
+    labels, front_end = result.digits.labels, result.listener.model.front_end
+    judged = [result.predicted[name] for name in result.numbers["judges"]]
+    return [
+        make_card(
+            result.digits.images[index : index + 1],
+            result.imagined[index, 0],
+            front_end,
+            index=index,
+            rank=rank,
+            label=int(labels[index]),
+            correlation=result.correlations[index].item(),
+            predicted={name: int(one[index]) for name, one in result.predicted.items()},
+        )
+        for index, rank in choose_examples(result.correlations, labels, judged)
+    ]

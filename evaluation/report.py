@@ -7,28 +7,16 @@ shown."""
 import base64
 import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from common.media import pyplot
-from vggish import BANDS, HIGHEST_HZ, LOWEST_HZ, SAMPLE_RATE
+from vggish import BANDS, HIGHEST_HZ, LOWEST_HZ, SAMPLE_RATE, ImageToLogMel
 
-CLASSIFIER_NAMES = {
-    "cnn": "judge cnn: residual network",
-    "vit": "judge vit: vision transformer",
-    "kernel": "judge kernel: kernels on pixels",
-    "classifier": "classifier of the training",
-}
-SETS = {
-    "imagined": "imagined from the sounds",
-    "real": "real images: the best possible",
-    "samples_before": "the generator from noise, before stage three",
-    "samples_after": "the generator from noise, after stage three",
-}
 # Unit of a panel -> key in the log -> label. A key that the log lacks is left out.
 PANELS = {
     "share of the validation part": {
@@ -47,74 +35,24 @@ PANELS = {
 LOOKS = (("#2f7fc9", "o"), ("#c8690c", "s"), ("#26935f", "^"))
 
 
-@dataclass(frozen=True)
-class Example:
-    """One of the heard images on the page."""
-
-    index: int  # in the part that was heard
-    label: int
-    rank: str  # best, median or worst of its class, or the first of it that most judges misread
-    heard: np.ndarray  # (28, 28) uint8
-    sound: np.ndarray  # (samples,) in [-1, 1], or (2, samples) in stereo
-    sample_rate: int  # Hz
-    logmel: np.ndarray  # (frames, 64), natural log
-    hop: int  # samples at 16 kHz from frame to frame
-    imagined: np.ndarray  # (64, 64) in [-1, 1]
-    correlation: float  # of the imagined with the heard image
-    predicted: dict[str, int]  # classifier -> the class that it predicts for the imagined image
-
-
-def render(record: dict[str, Any], examples: list[Example], log: list[dict[str, float]]) -> str:
+def render(record: dict[str, Any], cards: list[dict[str, Any]], log: list[dict[str, float]]) -> str:
     """Make the page, as HTML.
 
     Args:
         record: what metrics.json says.
-        examples: the images to show, sorted by class.
+        cards: the images to show, sorted by class; see `make_card`.
         log: the lines of the run's log.jsonl.
     """
-    classes, joint = record["classes"], record["stages"]["train_all"]["config"]
-    refined = ", with latent refinement" if record["config"]["refine_steps"] else ""
-    reports = {**record["judges"], "classifier": record["classifier"]}
-    mean, overall = record["judges_mean"], record["retrieval"]["overall"]
-    encoding = joint.get("encoding", {})
+    settings = {key: record[key] for key in ("seed", "revision", "machine", "seconds")}
+    versions = {f"version of {name}": version for name, version in record["versions"].items()}
     return template("report.html.j2").render(
-        title=f"What was imagined: {record['config']['name']}{refined}",
-        about=(
-            f"Objective: {objective_name(record)}. "
-            f"Encoding: {encoding.get('rows')} x {encoding.get('columns')} pixels in "
-            f"{encoding.get('seconds')} s, {encoding.get('curve')} frequency curve, high pitch at "
-            f"the {encoding.get('pitch_position')}"
-            f"{', the negative' if encoding.get('negative') else ''}. "
-            f"Data: the {record['part']} part of {record['dataset']}."
-        ),
-        summary=(
-            f"On average, the judges classify {percent(mean['accuracy'])} of "
-            f"{record['classifier']['images']:,} imagined images as the class that was heard. The "
-            f"classifier of the training is right on {percent(record['classifier']['accuracy'])}. "
-            f"Of the imagined images, {percent(overall['accuracy'])} find their own source among "
-            f"{overall['images']:,} images."
-        ),
-        classes=classes,
-        shown_classes=[classes[label] for label in sorted({one.label for one in examples})],
-        cards=[card(example, classes) for example in examples],
-        numbers=number_rows(record, reports),
-        realism=realism_rows(record["realism"]),
-        realism_count=f"{record['realism']['images']:,}",
-        confusions=[
-            confusion(CLASSIFIER_NAMES[name], report, classes) for name, report in reports.items()
-        ],
+        record=record,
+        objective=objective_name(record),
+        reports={**record["judges"], "classifier": record["classifier"]},
+        cards=cards,
         curves=curves(log),
-        rating_settings=[
-            ("seed of the rating", record["seed"]),
-            ("revision", record["revision"] or "unknown"),
-            ("machine", record["machine"]),
-            ("seconds", record["seconds"]),
-            *((f"version of {name}", version) for name, version in record["versions"].items()),
-        ],
-        stage_settings=[
-            (stage, setting_rows({**entry, **entry["config"]}))
-            for stage, entry in record["stages"].items()
-        ],
+        log=log,
+        rating={**settings, **versions},
     )
 
 
@@ -124,41 +62,30 @@ def objective_name(record: dict[str, Any]) -> str:
     return "sound-consistent" if consistent else "published"
 
 
-def card(example: Example, classes: list[str]) -> dict[str, Any]:
-    """The values of one image's card."""
-    label = classes[example.label]
-    name = f"image {example.index}, class {label}"
-    seconds = len(example.logmel) * example.hop / SAMPLE_RATE
-    said = ", ".join(classes[index] for index in example.predicted.values())
-    grey = np.clip((example.imagined + 1) * 127.5, 0, 255).round().astype(np.uint8)
-    sounding = (
-        f"Spectrogram of {name}: {seconds:.2f} s from left to right, {LOWEST_HZ:.0f} to "
-        f"{HIGHEST_HZ:,.0f} Hz in {BANDS} mel bands from bottom to top; "
-        f"{where_loud(example.logmel, example.hop)}"
-    )
-    correlation = f"{example.correlation:.2f}"
-    drawn = f"Imagined from the sound of {name}; classified as {said}; correlation {correlation}"
+def make_card(
+    image: Tensor, imagined: Tensor, front_end: ImageToLogMel, **labels: Any
+) -> dict[str, Any]:
+    """Collect what the page shows of one image.
+
+    Args:
+        image: `(1, 28, 28)` uint8, as it is heard.
+        imagined: `(64, 64)` in [-1, 1].
+        front_end: makes its sound.
+        labels: `index` in the part that was heard, `label`, `rank`, `correlation`, and `predicted`,
+            classifier -> class.
+    """
+    sound = front_end.translator(image)
+    logmel = front_end.log_mel(sound)[0, 0].cpu().numpy()
+    grey = np.clip((imagined.cpu().numpy() + 1) * 127.5, 0, 255).round().astype(np.uint8)
     return {
-        "label": label,
-        "rank": example.rank,
-        "index": example.index,
-        "correlation": correlation,
-        "name": name,
-        "sound": wav(example.sound, example.sample_rate),
-        "pictures": [  # title, kind, source, alternative text
-            ("Heard", "", png(example.heard), f"Heard: {name}, white on black"),
-            (
-                "Its sound as the network hears it",
-                "wide",
-                png(spectrogram(example.logmel)),
-                sounding,
-            ),
-            ("Imagined", "", png(grey), drawn),
-        ],
-        "verdicts": [
-            (CLASSIFIER_NAMES[one], classes[index], "right" if index == example.label else "wrong")
-            for one, index in example.predicted.items()
-        ],
+        **labels,
+        "heard": png(image[0].cpu().numpy()),
+        "sound": wav(sound[0].cpu().numpy(), front_end.encoding.sample_rate),
+        "spectrogram": png(spectrogram(logmel)),
+        "imagined": png(grey),
+        "described": f"{len(logmel) * front_end.hop / SAMPLE_RATE:.2f} s from left to right, "
+        f"{LOWEST_HZ:.0f} to {HIGHEST_HZ:,.0f} Hz in {BANDS} mel bands from bottom to top; "
+        f"{where_loud(logmel, front_end.hop)}",
     }
 
 
@@ -181,12 +108,13 @@ def spectrogram(logmel: np.ndarray) -> np.ndarray:
     return (pyplot().get_cmap("magma")(share)[..., :3] * 255).astype(np.uint8)
 
 
-def template(name: str) -> Any:
-    """A template of this folder; its values are escaped."""
+def template(name: str, folder: Path = Path(__file__).parent) -> Any:
+    """A template of a folder; its values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(folder)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"percent": percent, "json": json.dumps}
     return environment.get_template(name)
 
 
@@ -210,82 +138,16 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\u00a0%"  # no line break before the sign
 
 
-def number_rows(record: dict[str, Any], reports: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The table of numbers: name, value, interval, and how to read it."""
-    overall, within = (record["retrieval"][name] for name in ("overall", "within_class"))
-
-    def share(name: str, report: dict[str, Any], how: str) -> tuple[str, str, str, str]:
-        return name, percent(report["accuracy"]), " to ".join(map(percent, report["interval"])), how
-
-    def mean(name: str, report: dict[str, Any], how: str) -> tuple[str, str, str, str]:
-        ends = " to ".join(f"{end:.3f}" for end in report["interval"])
-        return name, f"{report['mean']:.3f}", ends, how
-
-    rows = []
-    for name, report in reports.items():
-        title = f"Imagined images classified right, {CLASSIFIER_NAMES[name]}"
-        rows.append(share(title, report, "higher is better"))
-        real = "… real images, by the same classifier"
-        rows.append(share(real, report["real"], "how far this classifier can be trusted"))
-    accuracy, worst = (percent(record["judges_mean"][key]) for key in ("accuracy", "worst_class"))
-    sounds = record["sound_classifier"]
-    rows += [
-        ("Mean of the judges", accuracy, "", "compare runs by this number"),
-        ("… the worst class", worst, "", "0: no image of a class is right"),
-        share("Sounds classified right by stage one", sounds, "what stage three starts from"),
-    ]
-    if steps := record["config"]["refine_steps"]:
-        refined = percent(record["refined_fraction"])
-        rows.append(("Sounds that were uncertain and refined", refined, "", f"{steps} steps each"))
-    among = f"Finds its source among {overall['images']:,} images"
-    prototypes = f"chance, and one prototype per class: {percent(within['chance'])}"
-    diverse = "0: one prototype per class; 1: as diverse as the heard images"
-    return [
-        *rows,
-        mean("Correlation with the heard image", record["correlation"], "1: equal up to contrast"),
-        mean("SSIM with the heard image", record["ssim"], "1: the same image"),
-        share(among, overall, f"chance: {percent(overall['chance'])}"),
-        share("… among those of the same class", within, prototypes),
-        ("Diversity within a class", f"{record['diversity']['mean']:.2f}", "", diverse),
-    ]
-
-
-def realism_rows(realism: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The table of realism: set, Frechet distance, precision, recall."""
-    rows = []
-    for name, title in SETS.items():
-        shares = [percent(realism[name][key]) for key in ("precision", "recall")]
-        rows.append((title, f"{realism[name]['frechet_distance']:.2f}", *shares))
-    return rows
-
-
-def confusion(title: str, report: dict[str, Any], classes: list[str]) -> dict[str, Any]:
-    """The values of a confusion matrix."""
-    rows = []
-    for heard, counts in enumerate(report["confusion"]):
-        total = max(sum(counts), 1)
-        cells = [
-            ("right" if predicted == heard else "wrong", f"{count / total:.2f}", count)
-            for predicted, count in enumerate(counts)
-        ]
-        rows.append((classes[heard], cells))
-    return {
-        "title": title,
-        "accuracy": percent(report["accuracy"]),
-        "images": f"{report['images']:,}",
-        "rows": rows,
-    }
-
-
 def curves(log: list[dict[str, float]]) -> dict[str, Any]:
-    """The curves of stage three: a drawing that takes the page's colours, a text, and a table."""
-    keys = {key: label for names in PANELS.values() for key, label in names.items()}
-    keys = {key: label for key, label in keys.items() if all(key in line for line in log)}
-    first, last = log[0], log[-1]
+    """The curves of stage three: a drawing that takes the page's colours, a text, and the label of
+    each key that the log has."""
+    labels = {
+        key: label for names in PANELS.values() for key, label in names.items() if key in log[0]
+    }
     text = f"Curves of stage three over {len(log)} epoch{'s' * (len(log) > 1)}. " + " ".join(
-        f"{label[0].upper()}{label[1:]}: {first[key]:.3f} after the first, {last[key]:.3f} after "
-        "the last epoch."
-        for key, label in keys.items()
+        f"{label[0].upper()}{label[1:]}: {log[0][key]:.3f} after the first, {log[-1][key]:.3f} "
+        "after the last epoch."
+        for key, label in labels.items()
     )
     file = io.StringIO()
     plt = pyplot()
@@ -299,8 +161,7 @@ def curves(log: list[dict[str, float]]) -> dict[str, Any]:
     return {
         "drawing": drawing.replace("<svg", '<svg aria-hidden="true" style="color:inherit"', 1),
         "text": text,
-        "heads": ("epoch", *keys.values()),
-        "rows": [(line["epoch"], *(f"{line[key]:.4f}" for key in keys)) for line in log],
+        "labels": labels,
     }
 
 
@@ -312,7 +173,7 @@ def draw_curves(log: list[dict[str, float]]) -> Any:
     epochs = [line["epoch"] for line in log]
     for axis, (unit, names) in zip(axes[0], PANELS.items(), strict=True):
         for (key, label), (colour, marker) in zip(names.items(), LOOKS, strict=False):
-            if all(key in line for line in log):
+            if key in log[0]:
                 values = [line[key] for line in log]
                 axis.plot(epochs, values, marker=marker, color=colour, label=label)
         axis.set(xlabel="epoch", title=unit)
@@ -323,12 +184,3 @@ def draw_curves(log: list[dict[str, float]]) -> Any:
         axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2))
     figure.patch.set_visible(False)
     return figure
-
-
-def setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """The table of a stage's settings."""
-    return [
-        (key, value if isinstance(value, str) else json.dumps(value))
-        for key, value in settings.items()
-        if key != "config"
-    ]

@@ -9,7 +9,7 @@ import torch
 from common.checkpoint import training_command
 from common.files import UserError, explain_malformed, file_sha256
 from data import Digits, Part, data_hashes, load_digits, load_gan_images
-from evaluation.compare import read_rating, require_fresh
+from evaluation.compare import read_rating
 from evaluation.rating import input_hashes, rate_run, rated_folders
 from training.run import read_metrics, require_complete
 
@@ -90,16 +90,13 @@ def verify_rating(folder: Path, run: Path, data_root: Path, device: torch.device
     folders, hint = rated_folders(run), "run evaluate.py again"
     with explain_malformed(path, hint):
         part, steps, seed = (record["config"][key] for key in ("part", "refine_steps", "seed"))
-        if part not in ("test", "validation") or not 0 <= steps < 10**6:
-            raise ValueError("its config is malformed")
+        steps, seed = int(steps), int(seed)
         digits = load_digits(record["dataset"], part, data_root, "cpu")
-    require_fresh(path, record)
     for name, digest in input_hashes(folders, part, digits).items():
-        if record["sha256"].get(name) != digest and name.startswith("data/"):
-            require_equal(path, f"SHA-256 of {name}", record["sha256"].get(name), digest)
         if record["sha256"].get(name) != digest:
             raise UserError(
-                f"the rating in {folder} is of an older run, with another {name}; {hint}."
+                f"the rating in {folder} is of an older run or other data, because {name} is "
+                f"another now; {hint}."
             )
     numbers = rate_run(run, part, steps, seed, data_root, device).numbers
     again = dict(leaves(numbers))
@@ -107,9 +104,7 @@ def verify_rating(folder: Path, run: Path, data_root: Path, device: torch.device
     require_equal(path, "the list of numbers", sorted(reported.keys() ^ again.keys()), [])
     with explain_malformed(path, hint):
         for name, value in again.items():
-            if isinstance(value, str):
-                require_equal(path, name, reported[name], value)
-            else:
+            if not isinstance(value, str):  # the name of the judge for realism
                 require_close(path, name, reported[name], value, len(digits.labels))
     same = "the same" if again == reported else "the same but for rounding"
     print(
@@ -130,9 +125,8 @@ def leaves(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def require_close(path: Path, name: str, reported: float, again: float, count: int) -> None:
     """Refuse a number that differs by more than rounding makes, measured on `count` images."""
-    allowed = max(TOLERANCE, IMAGES / count) * max(1.0, abs(again))
-    if "per_class" in name or "worst" in name:  # measured on about a tenth of the images
-        allowed = 10 * allowed
+    few = "per_class" in name or "worst" in name  # measured on about a tenth of the images
+    allowed = (10 if few else 1) * max(TOLERANCE, IMAGES / count) * max(1.0, abs(again))
     if isinstance(again, int):
         allowed = IMAGES
     if not abs(again - reported) <= allowed:

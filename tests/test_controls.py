@@ -29,11 +29,11 @@ from evaluation.controls import (
     unheard_images,
     weighted_by_class,
 )
-from evaluation.imagine import imagine, load_refiner
+from evaluation.imagine import imagine
+from evaluation.listener import Listener
 from evaluation.metrics import correlation_matrix
-from models.late_blind import LateBlind
 from training.losses import audio_loss
-from training.upstream import load_judge, stage_folders
+from training.upstream import load_judge
 from vggish import ImageToLogMel
 from voice_translator import Encoding
 
@@ -135,8 +135,8 @@ def test_other_encodings_differ_from_the_learned_one_in_one_setting() -> None:
 def test_sounds_of_another_encoding_are_refined_with_the_learned_front_end(
     chain: Path, test: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LateBlind.load(chain / "train_all")
-    refiner = load_refiner(stage_folders(chain / "train_all"), 2, model, CPU)
+    listener = Listener(chain / "train_all")
+    model, refiner = listener.model, listener.refiner(2)
     front_ends = []
 
     def watched(

@@ -47,7 +47,7 @@ def test_a_gpu_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     ("name", "message"),
     [
         ("cuda:7", "--device cuda:7 was demanded, but PyTorch sees no such GPU"),
-        ("meta", "--device meta is not supported; give auto, cpu, cuda or cuda:1"),
+        ("meta", "--device meta is no device; give auto, cpu, cuda or cuda:1"),
         ("gpu", "--device gpu is no device; give auto, cpu, cuda or cuda:1"),
     ],
 )

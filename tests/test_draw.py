@@ -71,19 +71,20 @@ def test_changed_classes_are_counted_and_shown(
     def imagine(model: object, images: torch.Tensor, refiner: object) -> tuple:
         return brightness(second if refiner else first), 0.0
 
-    class Model:
-        dataset = "mnist"
+    class Listener:
+        model, judges = None, {"cnn": judge}
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.refiner = lambda steps: "refiner"
 
     rows: list[torch.Tensor] = []
-    monkeypatch.setattr(draw_readme, "stage_folders", lambda run: {"judge_cnn": run})
-    monkeypatch.setattr(draw_readme, "load_judge", lambda *_: judge)
-    monkeypatch.setattr(draw_readme, "load_refiner", lambda *_: "refiner")
+    monkeypatch.setattr(draw_readme, "Listener", Listener)
     monkeypatch.setattr(draw_readme, "imagine", imagine)
     monkeypatch.setattr(
         draw_readme, "save_labelled_rows", lambda path, titles, images: rows.extend(images)
     )
     digits = Digits(torch.zeros(7, 28, 28, dtype=torch.uint8), labels)
-    draw_readme.draw_refined(draw_readme.Config(out=tmp_path), Model(), digits)
+    draw_readme.draw_refined(draw_readme.Config(out=tmp_path), digits)
     line = "class of 4 of 7 images: 2 for better, 1 for worse, 1 from wrong to wrong"
     assert line in capsys.readouterr().out
     heard, before, after = rows

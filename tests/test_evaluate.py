@@ -462,11 +462,17 @@ def test_a_forged_rating_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -
             "says refined_fraction 0.5000, but": (record, {"refined_fraction": 0.5}),
             "no whole": (record, {"refined_fraction": "no number"}),
             "list of numbers is .'diversity.more'.": (record["diversity"], {"more": 1}),
-            "of an older run, with another judge_vit/": (hashed, {"judge_vit/checkpoint.pt": "x"}),
-            "is of an older run; run evaluate.py again": (hashed, {"train_all/checkpoint.pt": "x"}),
-            "SHA-256 of data/test is x, not": (hashed, {"data/test": "x"}),
-            "its config is malformed": (record["config"], {"part": "train"}),
-            "no rating of this version": (record["config"], {"part": 3}),
+            "of an older run or other data, because judge_vit/": (
+                hashed,
+                {"judge_vit/checkpoint.pt": "x"},
+            ),
+            "because train_all/checkpoint.pt is another now; run": (
+                hashed,
+                {"train_all/checkpoint.pt": "x"},
+            ),
+            "other data, because data/test is another now": (hashed, {"data/test": "x"}),
+            "because data/train is another now": (record["config"], {"part": "train"}),
+            "no whole checkpoint": (record["config"], {"part": 3}),
         }
 
     for message in forgeries(json.loads(honest)):
@@ -647,8 +653,8 @@ def test_ratings_that_cannot_be_compared_are_refused(
         ((one, same), "one/metrics.json and .*same/metrics.json rate the same settings and seeds"),
         ((one, tmp_path), "holds no rating, neither metrics.json nor evaluation/metrics.json"),
         ((tmp_path / "damaged",), "damaged/metrics.json is missing or damaged; run evaluate.py"),
-        ((tmp_path / "older",), "older/metrics.json is no rating of this version"),
-        ((text,), "text/metrics.json is no rating of this version .*text stands where a number"),
+        ((tmp_path / "older",), "older/metrics.json is no whole"),
+        ((text,), "text/metrics.json is no whole .*text stands where a number"),
         ((huge,), "huge/metrics.json is missing or damaged"),
         ((chain / "train_all",), "was written by train_all.py; give a run that evaluate.py rated"),
     ):

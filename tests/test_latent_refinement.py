@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.files import UserError
 from data import load_digits
 from data.resize import downsample_lstsq
-from evaluation.imagine import LatentRefiner, load_refiner
-from models.late_blind import LateBlind
-from training.upstream import stage_folders
+from evaluation.imagine import LatentRefiner
+from evaluation.listener import Listener
 
 pytestmark = pytest.mark.usefixtures("fewer_digits")
 
@@ -21,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("fewer_digits")
 def refiner_and_sounds(chain: Path, steps: int) -> tuple[LatentRefiner, Tensor, Tensor]:
     """The refiner of the chain's run; ten log-mels `(10, 1, 112, 64)` and their embeddings
     `(10, 100)`."""
-    model = LateBlind.load(chain / "train_all")
+    listener = Listener(chain / "train_all")
+    model = listener.model
     for kernels in (
         parameter for parameter in model.generator.parameters() if parameter.dim() == 4
     ):
         kernels.data *= 8  # after so little training it draws hardly anything else than grey
-    folders = stage_folders(chain / "train_all")
-    refiner = load_refiner(folders, steps, model, torch.device("cpu"))
+    refiner = listener.refiner(steps)
     with torch.no_grad():
         heard = model.front_end(load_digits(model.dataset, "test", Path(), "cpu").images[:10])
         return refiner, heard, model.embed(heard)
@@ -104,8 +102,5 @@ def test_refinement_changes_no_weight_and_does_not_depend_on_the_order(chain: Pa
         assert not any(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_zero_steps_mean_no_refinement_and_negative_ones_are_refused(chain: Path) -> None:
-    model, folders = LateBlind.load(chain / "train_all"), stage_folders(chain / "train_all")
-    assert load_refiner(folders, 0, model, torch.device("cpu")) is None
-    with pytest.raises(UserError, match="--refine-steps is -1; give a number of steps, or 0"):
-        load_refiner(folders, -1, model, torch.device("cpu"))
+def test_zero_steps_mean_no_refinement(chain: Path) -> None:
+    assert Listener(chain).refiner(0) is None

@@ -281,22 +281,12 @@ def test_the_interval_of_a_mean_is_the_normal_approximation() -> None:
     assert said["interval"] == pytest.approx([low, high])
 
 
-def test_undefined_numbers_are_refused_with_a_reason() -> None:
-    few, missing = torch.randn(3, 8), torch.full((10, 8), torch.nan)
-    with pytest.raises(ValueError, match="features of .N, D., with N of at least 2"):
-        frechet_distance(few[:1], few)
+def test_features_that_are_not_finite_are_refused() -> None:
+    missing = torch.full((10, 8), torch.nan)
     with pytest.raises(ValueError, match="a Frechet distance needs finite features"):
         frechet_distance(missing, torch.randn(10, 8))
-    with pytest.raises(ValueError, match="realism needs two sets of one size, of at least 4"):
-        realism(few, few)
     with pytest.raises(ValueError, match="a Frechet distance needs finite features"):
         realism(missing, missing)
-    with pytest.raises(ValueError, match="the interval of a mean needs at least two values"):
-        mean_ci(torch.ones(1))
-    with pytest.raises(ValueError, match="a share needs at least one image"):
-        accuracy_report(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 3)
-    with pytest.raises(ValueError, match="SSIM needs images of at least 11"):
-        ssim(torch.zeros(1, 1, 10, 10), torch.zeros(1, 1, 10, 10))
 
 
 def test_equal_sets_have_no_negative_distance() -> None:

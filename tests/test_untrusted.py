@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,11 +340,12 @@ def test_fewer_images_than_an_epoch_or_a_batch_takes_are_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     loop.say_once.cache_clear()
-    generator = torch.Generator().manual_seed(0)
     sizes = []
     for batch, take in ((4, None), (4, 30), (4, 30), (64, None), (8, 6)):
-        batches = loop.epoch_batches(20, batch, generator, torch.device("cpu"), take)
-        sizes.append([len(index) for index in batches])
+        config = SimpleNamespace(seed=0, epochs=2, batch=batch, images_per_epoch=take)
+        batches = list(loop.epoch_batches(config, 2, 20, torch.device("cpu")))
+        sizes.append([len(index) for index, _ in batches])
+        assert [done for _, done in batches][0] == 0.5
     assert sizes == [[4] * 5, [4] * 5, [4] * 5, [20], [6]]
     assert capsys.readouterr().out.splitlines() == [
         "--images-per-epoch is 30, but there are 20 images; all are used.",
