@@ -260,6 +260,11 @@ class Encoding:
         return self.scan in ("top_to_bottom", "bottom_to_top")
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width to which an image is resized."""
+        return (self.columns, self.rows) if self.is_vertical else (self.rows, self.columns)
+
+    @property
     def samples_per_column(self) -> int:
         """Samples of one column; the `samples` that are left over at the end prolong the last
         one."""
@@ -571,7 +576,7 @@ class VoiceTranslator(ConstantModule):
         black. Black is what is below half a grey level before the contrast, or not above 0 after
         it. With n `grey_levels`, it is 10 ^ (1.5 (L / (n - 1) - 1)) of the level L = floor(n px /
         256), and 0 for level 0."""
-        pixels = self.resized(images, validate)
+        pixels = turn_to_scan(self.resized(images, validate), self.encoding)
         with torch.autocast(pixels.device.type, enabled=False):
             if self.encoding.negative:
                 pixels = 255 - pixels
@@ -615,8 +620,8 @@ class VoiceTranslator(ConstantModule):
         return loudness * audible
 
     def resized(self, images: Tensor, validate: bool | None = None) -> Tensor:
-        """`(B, rows, columns)` grey levels in 0..255, turned so that time runs from left to right.
-        Arguments as in `forward`."""
+        """The images resized to `encoding.image_size`, `(B, rows, columns)` grey levels in 0..255,
+        or `(B, columns, rows)` for a vertical scan. Arguments as in `forward`."""
         if isinstance(images, np.ndarray):
             images = torch.tensor(images, device=self.bank.device)
         if not isinstance(images, Tensor):
@@ -649,8 +654,7 @@ class VoiceTranslator(ConstantModule):
                 f"images are {images.dtype}; the translator takes uint8, or floating point in "
                 "[0, 1]."
             )
-        pixels = turn_to_scan(pixels, self.encoding)
-        size = (self.encoding.rows, self.encoding.columns)
+        size = self.encoding.image_size
         if pixels.shape[1:] == size:
             return pixels
         if pixels.shape[1] > size[0] or pixels.shape[2] > size[1]:

@@ -180,8 +180,7 @@ def slow_pcm16(sound: np.ndarray) -> np.ndarray:
 
 def greys(e: Encoding, seed: int = 0, count: int = 1) -> np.ndarray:
     random = np.random.default_rng(seed)
-    size = (e.columns, e.rows) if e.is_vertical else (e.rows, e.columns)
-    return random.integers(0, 256, (count, *size)).astype(np.uint8)
+    return random.integers(0, 256, (count, *e.image_size)).astype(np.uint8)
 
 
 # The real vOICe.
@@ -638,7 +637,8 @@ def test_the_scan_decides_which_dot_sounds_first_and_which_is_highest(scan: str)
 def test_a_vertical_scan_resizes_the_width_to_rows_and_refuses_stereo() -> None:
     e = Encoding(rows=5, columns=4, seconds=0.02, scan="top_to_bottom")
     image = torch.from_numpy(greys(e))  # 4 x 5
-    assert VoiceTranslator(e).resized(image).shape == (1, 5, 4)
+    assert VoiceTranslator(e).resized(image).equal(image.float())
+    assert VoiceTranslator(e).amplitudes(image).shape == (1, 5, 4)
     assert VoiceTranslator(e)(image.repeat_interleave(2, 2)).shape == (1, e.samples)
     with pytest.raises(ValueError, match="stereo moves with a horizontal scan, but scan is bottom"):
         Encoding(scan="bottom_to_top", stereo=True)

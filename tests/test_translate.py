@@ -155,12 +155,20 @@ def test_a_picture_is_shrunk_on_the_cpu_and_a_large_one_on_a_gpu_by_products(
     assert abs(sounds[0] - sounds[1]).max() <= 1
 
 
-@pytest.mark.parametrize("stereo", [False, True], ids=["mono", "stereo"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": 8, "columns": 6},
+        {"rows": 8, "columns": 6, "stereo": True},
+        {"rows": 6, "columns": 8, "scan": "bottom_to_top"},
+    ],
+    ids=["mono", "stereo", "bottom to top"],
+)
 def test_a_sound_is_decoded_to_its_image(
-    photo: Path, stereo: bool, capsys: pytest.CaptureFixture[str]
+    photo: Path, changes: dict, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The decoded image is enlarged to its original's size."""
-    e = Encoding(rows=8, columns=6, seconds=0.3, contrast=0.0, stereo=stereo)
+    e = Encoding(seconds=0.3, contrast=0.0, **changes)
     sound, back = photo.with_suffix(".flac"), photo.parent / "back.png"
     main(Config((photo,), sound, encoding=e, device="cpu"))
     main(Config((photo,), back, decode=sound, encoding=e))

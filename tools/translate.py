@@ -109,7 +109,7 @@ def translate(config: Config, paths: list[Path]) -> None:
         if config.spectrogram is not None and not refused:
             draw_spectrogram(config.spectrogram, images[0][0].cpu(), soundscapes[0], encoding)
     if squeezed:
-        grid = f"{encoding.columns} x {encoding.rows}"
+        grid = "{1} x {0}".format(*encoding.image_size)
         others = f" and {len(squeezed) - 1} other(s)" if len(squeezed) > 1 else ""
         print(
             f"squeezed to the proportions of {grid}: {squeezed[0]}{others}; --crop cuts and --fit "
@@ -164,7 +164,8 @@ def frame(picture: Tensor, config: Config, encoding: Encoding) -> Tensor:
     if not (config.crop or config.fit) or not is_squeezed(picture, encoding):
         return picture
     height, width = picture.shape
-    ratio = encoding.columns / encoding.rows
+    rows, columns = encoding.image_size
+    ratio = columns / rows
     choose = min if config.crop else max
     wide = choose(width, max(1, round(height * ratio))) - width  # columns to add, or to cut
     high = choose(height, max(1, round(width / ratio))) - height
@@ -176,8 +177,9 @@ def frame(picture: Tensor, config: Config, encoding: Encoding) -> Tensor:
 def is_squeezed(picture: Tensor, encoding: Encoding) -> bool:
     """Whether a picture has other proportions than the grid, by more than a pixel of it."""
     height, width = picture.shape
-    ratio = width / height * encoding.rows / encoding.columns
-    return max(ratio, 1 / ratio) > 1 + 1 / max(encoding.rows, encoding.columns, height, width)
+    rows, columns = encoding.image_size
+    ratio = width / height * rows / columns
+    return max(ratio, 1 / ratio) > 1 + 1 / max(rows, columns, height, width)
 
 
 def choose_encoding(config: Config, path: Path) -> Encoding:
@@ -239,13 +241,13 @@ def decode(config: Config, path: Path, originals: list[Path]) -> None:
         said += f" Its correlation with {originals[0]} {correlation}."
         image = F.interpolate(image[None, None], original.shape, mode="nearest-exact")[0, 0]
     media.write_picture(config.output, image)
-    size = f"{encoding.rows} x {encoding.columns}"
+    size = "{} x {}".format(*encoding.image_size)
     print(f"the image that sounds like {path}, {size}: {config.output}.{said}")
 
 
 def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, encoding: Encoding) -> None:
-    """Draw an image, `(rows, columns)` in [0, 1], as it is scanned, before a negative, beside the
-    spectrogram of its sound, `(samples,)` or `(2, samples)` in [-1, 1]."""
+    """Draw an image, `(H, W)` in [0, 1], before a negative, turned so that time runs from left to
+    right, beside the spectrogram of its sound, `(samples,)` or `(2, samples)` in [-1, 1]."""
     import numpy as np
     from matplotlib.ticker import LogLocator, NullLocator
     from scipy.signal import ShortTimeFFT
@@ -257,7 +259,7 @@ def draw_spectrogram(path: Path, image: Tensor, sound: Tensor, encoding: Encodin
         1, 1 + len(ears), figsize=(4 + 5 * len(ears), 4), layout="constrained", squeeze=False
     )
     look = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
-    axes[0, 0].imshow(image.cpu().numpy(), **look)
+    axes[0, 0].imshow(voice_translator.turn_to_scan(image, encoding).cpu().numpy(), **look)
     axes[0, 0].set(title="image, as it is scanned", xlabel="column", ylabel="row")
     # 40 ms separate frequencies of 25 Hz, and blur some columns in time.
     length = max(2, min(round(0.04 * sample_rate), ears.shape[1]))
