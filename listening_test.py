@@ -97,12 +97,12 @@ def main(config: Config) -> Any:
         )
         return experiment
     experiment, answers = Experiment.load(config.output), config.output / "answers"
+    place = (config.data_root, choose_device(config.device))
+    if config.score:
+        return score(config.score, experiment, config.machine, *place, config.output / "score")
     if config.simulate:
         paths = simulate_people(experiment, config.simulate, *effect, config.seed, answers)
     else:
-        place = (config.data_root, choose_device(config.device))
-        if config.score:
-            return score(config.score, experiment, config.machine, *place, config.output / "score")
         assert config.machine
         paths = answer_by_machine(config.machine, experiment, *place, answers)
     print(f"{', '.join(map(str, paths))}\nNext: listening_test.py --score FILES")

@@ -3,9 +3,9 @@
     python -m benchmarks.stages                              # on the GPU if there is one; minutes
     python -m benchmarks.stages --device cpu --threads 1
 
-Each row is one step of a stage, with the published networks and batches, on images of noise. It
-needs no data. Three methods take turns, so other work on the machine disturbs all of them; the
-table shows the median and the spread:
+Each row is one step of a stage, with the published networks and batches, on images of noise. Three
+methods take turns, so other work on the machine disturbs all of them; the table shows the median
+and the spread:
 
     ours        as the stages train: log-mels are computed in batches, once, and kept; bfloat16
                 where it pays; channels last; on a GPU a CUDA graph
@@ -19,9 +19,8 @@ it must move at the measured rate of a copy, whichever is longer."""
 
 import contextlib
 import copy
-import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
@@ -84,7 +83,7 @@ class Stage:
     """A row of the table. `build(ours, frames)` returns the step and its optimisers."""
 
     name: str
-    build: Callable[[bool, int], tuple[Step, list[torch.optim.Optimizer]]]
+    build: Callable[[bool, int], tuple[Step, tuple[torch.optim.Optimizer, ...]]]
     batch: int
     epochs: int  # published; 0: not published
     hears: bool  # whether its inputs are log-mels; else they are images
@@ -124,18 +123,6 @@ def load_one_by_one(images: np.ndarray, hears: bool, device: torch.device) -> Te
     return torch.stack([torch.from_numpy(one(image)) for image in images]).to(device)
 
 
-def rotate_plainly(images: Tensor, degrees: float) -> Tensor:
-    """Rotate as `random_affine` does, with PyTorch's own functions."""
-    angle = math.radians(degrees) * (2 * torch.rand(len(images), device=images.device) - 1)
-    zero = torch.zeros_like(angle)
-    rows = [
-        torch.stack([angle.cos(), -angle.sin(), zero], 1),
-        torch.stack([angle.sin(), angle.cos(), zero], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images + 1, grid, align_corners=False) - 1
-
-
 # -- a step of each stage, ours or plain
 
 
@@ -155,40 +142,39 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
         maps = network.features(logmels)  # `embed` would lay the channels last
         return network.embedding(maps.permute(0, 2, 3, 1).flatten(1))
 
-    def adam(*networks: nn.Module, ours: bool) -> torch.optim.Optimizer:
-        parameters = [p for network in networks for p in network.parameters()]
-        return torch.optim.Adam(parameters, 1e-4, fused=ours)
+    def adam(network: nn.Module, ours: bool) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), 1e-4, fused=ours)
 
-    def stage_one(ours: bool, frames: int) -> tuple[Step, list]:
+    def stage_one(ours: bool, frames: int) -> tuple[Step, tuple]:
         network = place(VGGish(frames, config.width), ours)
-        optimiser = adam(network, ours=ours)
+        optimiser = adam(network, ours)
 
         def step(logmels: Tensor, labels: Tensor) -> None:
             with cast(ours):
                 logits = network.classifier(embed(network, logmels, ours)).float()
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
-        return step, [optimiser]
+        return step, (optimiser,)
 
     def classifier(
         kind: type[nn.Module], rotation: float, ours: bool, frames: int
-    ) -> tuple[Step, list]:
+    ) -> tuple[Step, tuple]:
         network = place(kind(), ours)
         optimiser = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, fused=ours)
 
         def step(images: Tensor, labels: Tensor) -> None:
             if rotation:
-                images = (random_affine if ours else rotate_plainly)(images, rotation)
+                images = random_affine(images, rotation)
             with cast(ours):
                 logits = network(images)
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
-        return step, [optimiser]
+        return step, (optimiser,)
 
-    def gan(ours: bool, frames: int) -> tuple[Step, list]:
+    def gan(ours: bool, frames: int) -> tuple[Step, tuple]:
         generator = place(Generator(config.width), ours)
         discriminator = place(Discriminator(config.width), ours)
-        g_optimiser, d_optimiser = adam(generator, ours=ours), adam(discriminator, ours=ours)
+        g_optimiser, d_optimiser = adam(generator, ours), adam(discriminator, ours)
 
         def loss(logits: Tensor, target: float) -> Tensor:
             targets = torch.full_like(logits, target)
@@ -206,28 +192,28 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
             optimizer_step(loss(fake_logits, 1.0), g_optimiser)
             discriminator.requires_grad_(True)
 
-        return step, [g_optimiser, d_optimiser]
+        return step, (g_optimiser, d_optimiser)
 
-    def stage_three(joint: bool, ours: bool, frames: int) -> tuple[Step, list]:
+    def stage_three(joint: bool, ours: bool, frames: int) -> tuple[Step, tuple]:
         network = place(VGGish(frames, config.width), ours)
         generator = place(Generator(config.width), ours).requires_grad_(joint).eval()
         frozen_classifier = place(LeNet(), ours).requires_grad_(False).eval()
-        optimiser = adam(network, generator, ours=ours) if joint else adam(network, ours=ours)
+        optimiser = adam(nn.ModuleList([network, generator] if joint else [network]), ours)
 
         def step(logmels: Tensor, labels: Tensor) -> None:
             with cast(ours):
                 logits = frozen_classifier(generator(embed(network, logmels, ours)))
             optimizer_step(F.cross_entropy(logits, labels), optimiser)
 
-        return step, [optimiser]
+        return step, (optimiser,)
 
-    def sound_consistent(ours: bool, frames: int) -> tuple[Step, list]:
+    def sound_consistent(ours: bool, frames: int) -> tuple[Step, tuple]:
         network = place(VGGish(frames, config.width), ours)
         generator = place(Generator(config.width), ours).eval()
         frozen_generator = copy.deepcopy(generator).requires_grad_(False)
         frozen_classifier = place(LeNet(), ours).requires_grad_(False).eval()
         front_end = ImageToLogMel(Encoding(), frames).to(device)
-        optimiser = adam(network, generator, ours=ours)
+        optimiser = adam(nn.ModuleList([network, generator]), ours)
 
         def step(logmels: Tensor, labels: Tensor) -> None:
             with torch.no_grad():
@@ -244,7 +230,7 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
             loss = loss + 10 * null_space_penalty(imagined) + binarization_penalty(imagined)
             optimizer_step(loss, optimiser)
 
-        return step, [optimiser]
+        return step, (optimiser,)
 
     large, small = config.batch or 128, config.batch or 64
     return [
@@ -258,11 +244,67 @@ def stages(config: Config, device: torch.device) -> list[Stage]:
     ]
 
 
+class Inputs:
+    """What the steps of the stages take: noise, at the largest batch of `rows`."""
+
+    def __init__(self, rows: list[Stage], device: torch.device) -> None:
+        count, self.device = max(row.batch for row in rows), device
+        images = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
+        self.arrays, self.images = images.numpy(), images.to(device)
+        self.labels = torch.arange(count, device=device) % 10
+        self.order = torch.randperm(count, device=device)
+        self.front_end = ImageToLogMel(Encoding()).to(device)
+        self.kept = LogMelCache(self.front_end, self.images, 2 * count, 1)  # used twice, so kept
+        self.augmented = LogMelCache(self.front_end, self.images, 2 * count, 1, augmentation=0.5)
+
+    def batch(self, row: Stage, method: str, index: Tensor) -> Tensor:
+        """The log-mels or images of a batch, as a method makes them."""
+        if method == "published":
+            return load_one_by_one(self.arrays[: row.batch], row.hears, self.device)
+        if not row.hears:
+            return upsample(self.images[index])
+        if row.augmented:
+            return self.augmented[index]
+        if method == "ours":
+            return self.kept[index]
+        with torch.no_grad():
+            return self.front_end(self.images[index])
+
+    def prepare(self, row: Stage, method: str) -> Callable[[], None]:
+        """A call that makes one step, with its batch. It has made the steps that allocate; ours is
+        captured on a GPU."""
+        frames = FRAMES if method == "published" else self.front_end.frames
+        learn, optimisers = row.build(method == "ours", frames)
+
+        def step(index: Tensor, labels: Tensor) -> None:
+            learn(self.batch(row, method, index), labels)
+
+        graph = CudaGraphStep(
+            step, self.device, *optimisers,
+            enabled=method == "ours", try_algorithms=row.try_algorithms,
+        )  # fmt: skip
+        work = partial(graph, self.order[: row.batch], self.labels[: row.batch])
+        for _ in range(WARMUP_STEPS + 1 if self.device.type == "cuda" else 1):
+            work()
+        return work
+
+    def prepare_uncaptured(
+        self, row: Stage
+    ) -> tuple[Callable[[], None], tuple[torch.optim.Optimizer, ...]]:
+        """A call that makes one step of ours, without a graph, on a batch that is there, and the
+        optimisers in it. It has made the first step, which makes their state."""
+        learn, optimisers = row.build(True, self.front_end.frames)
+        batch = self.batch(row, "ours", self.order[: row.batch])
+        work = partial(learn, batch, self.labels[: row.batch])
+        work()
+        return work, optimisers
+
+
 # -- the measurement
 
 
 def operations_and_bytes(
-    step: Callable[[], None], optimisers: list[torch.optim.Optimizer]
+    step: Callable[[], None], optimisers: Sequence[torch.optim.Optimizer]
 ) -> tuple[float, float]:
     """Count the operations of a step in matrix products and convolutions, and the bytes that it
     must move.
@@ -272,17 +314,17 @@ def operations_and_bytes(
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        saved[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as counter, hooks:
         step()
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-    parameters = sum(p.numel() for group in groups for p in group["params"])
-    states = [values for optimiser in optimisers for values in optimiser.state.values()]
-    state = sum(v.numel() for values in states for v in values.values() if isinstance(v, Tensor))
-    moved = 2 * sum(saved.values()) + 4 * (3 * parameters + 2 * state)
+    moved = 2 * sum(saved.values())
+    for optimiser in optimisers:
+        moved += sum(3 * p.nbytes for group in optimiser.param_groups for p in group["params"])
+        states = (value for values in optimiser.state.values() for value in values.values())
+        moved += sum(2 * value.nbytes for value in states if isinstance(value, Tensor))
     return counter.get_total_flops(), moved
 
 
@@ -295,8 +337,8 @@ def machine_rates(device: torch.device) -> tuple[float, float]:
     source = torch.rand(size * size * 8, device=device)
     target = source.clone()
     torch.mm(square, square)  # the first call pays for allocations
-    rate = 2 * size**3 / seconds_of(lambda: torch.mm(square, square), device)
-    return rate, 8 * source.numel() / seconds_of(lambda: target.copy_(source), device)
+    rate = 2 * size**3 / seconds_of(lambda: torch.mm(square, square))
+    return rate, 8 * source.numel() / seconds_of(lambda: target.copy_(source))
 
 
 def main(config: Config) -> dict[str, dict[str, list[float]]]:
@@ -305,63 +347,23 @@ def main(config: Config) -> dict[str, dict[str, list[float]]]:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     torch.manual_seed(0)
-    front_end = ImageToLogMel(Encoding()).to(device)
     rows = stages(config, device)
-    most = max(row.batch for row in rows)
-    images = torch.randint(0, 256, (most, 28, 28), dtype=torch.uint8)
-    arrays, on_device = images.numpy(), images.to(device)
-    labels = torch.arange(most, device=device) % 10
-    kept = LogMelCache(front_end, on_device, 2 * most, gigabytes=1)  # used twice, so kept
-    augmented = LogMelCache(front_end, on_device, 2 * most, gigabytes=1, augmentation=0.5)
-    order = torch.randperm(most, device=device)
+    inputs = Inputs(rows, device)
+    works = {(row.name, method): inputs.prepare(row, method) for row in rows for method in METHODS}
+    floors = {row.name: operations_and_bytes(*inputs.prepare_uncaptured(row)) for row in rows}
 
-    def inputs(method: str, row: Stage, index: Tensor) -> Tensor:
-        if method == "published":
-            return load_one_by_one(arrays[: row.batch], row.hears, device)
-        if not row.hears:
-            return upsample(on_device[index])
-        if row.augmented:
-            return augmented[index]
-        if method == "ours":
-            return kept[index]
-        with torch.no_grad():
-            return front_end(on_device[index])
-
-    works, floors = {}, {}  # (row, method) -> the call that is timed
-    for row in rows:
-        index, targets = order[: row.batch], labels[: row.batch]
-        for method in METHODS:
-            frames = FRAMES if method == "published" else front_end.frames
-            learn, optimisers = row.build(method == "ours", frames)
-
-            def step(
-                index: Tensor, targets: Tensor,
-                learn: Step = learn, method: str = method, row: Stage = row,
-            ) -> None:  # fmt: skip
-                learn(inputs(method, row, index), targets)
-
-            step(index, targets)  # the first call pays for allocations
-            if method == "ours":
-                work = partial(learn, inputs(method, row, index), targets)
-                floors[row.name] = operations_and_bytes(work, optimisers)
-                graph = CudaGraphStep(step, device, *optimisers, try_algorithms=row.try_algorithms)
-                works[row.name, method] = partial(graph, index, targets)
-            else:
-                works[row.name, method] = partial(step, index, targets)
-            for _ in range(WARMUP_STEPS + 1 if device.type == "cuda" else 0):  # until captured
-                works[row.name, method]()
-
+    hear = partial(inputs.front_end, inputs.images)
     hearing: list[float] = []  # seconds an image, in batches
     machine: list[tuple[float, float]] = []
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in works}  # an image
     for _ in progress_bar(range(config.rounds), "rounds"):
         machine.append(machine_rates(device))
         with torch.no_grad():
-            hearing.append(seconds_of(lambda: front_end(on_device), device) / most)
+            hearing.append(seconds_of(hear) / len(inputs.images))
         for row in rows:
             for method in METHODS:
                 key = row.name, method
-                seconds[key].append(seconds_of(works[key], device) / row.batch)
+                seconds[key].append(seconds_of(works[key]) / row.batch)
 
     # Ours computes the log-mels once a run, for all its epochs.
     joint_epochs = sum(row.epochs for row in rows if row.name.startswith("three"))

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import html
 import io
-import time
+import json
 import typing
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,8 +21,8 @@ from tyro._docstrings import get_field_docstring
 from common.files import UserError
 from common.media import read_picture
 from data import load_digits
-from evaluation.listener import READERS, Explanation, Listener, as_digit, is_bright
-from evaluation.report import png, spectrogram, wav, where_loud
+from evaluation.listener import READERS, Listener, as_digit, is_bright
+from evaluation.report import png, spectrogram, template, wav, where_loud
 from models.late_blind import complete_runs
 from vggish import SAMPLE_RATE, ImageToLogMel
 from voice_translator import Encoding, estimate_image
@@ -39,7 +39,10 @@ PRESETS = {
     "hificode of 2013": Encoding.hificode_2013(),
 }
 FIELDS = dataclasses.fields(Encoding)
-# A black canvas. It sends what was drawn when the pen is lifted, and shows what Python sends.
+TYPES = typing.get_type_hints(Encoding)
+NOTHING = "<p>Draw a digit, upload a picture, or take a test image.</p>"
+# A black canvas. Its value is the picture as a data URI: it sets the value when the pen is lifted,
+# and shows a value that Python sets.
 CANVAS_HTML = f"""<canvas id="canvas" width="{CANVAS}" height="{CANVAS}" role="img"
   aria-label="Canvas to draw on. By keyboard: take a test image, or upload a picture."></canvas>"""
 CANVAS_JS = """
@@ -48,18 +51,19 @@ const clear = () => { pen.fillStyle = 'black'; pen.fillRect(0, 0, canvas.width, 
 const place = event => { const box = canvas.getBoundingClientRect();
   return [(event.clientX - box.left) * canvas.width / box.width,
           (event.clientY - box.top) * canvas.height / box.height]; };
-let drawing = false;
+let drawing = false, drawn = '';
 clear();
 canvas.onpointerdown = event => { drawing = true; canvas.setPointerCapture(event.pointerId);
   Object.assign(pen, {strokeStyle: 'white', lineWidth: 22, lineCap: 'round', lineJoin: 'round'});
   pen.beginPath(); pen.moveTo(...place(event)); canvas.onpointermove(event); };
 canvas.onpointermove = event => { if (drawing) { pen.lineTo(...place(event)); pen.stroke(); } };
 canvas.onpointerup = canvas.onpointercancel = () => { if (drawing) { drawing = false;
-  trigger('select', {picture: canvas.toDataURL('image/png')}); } };
-watch('value', () => { const picture = new Image(), source = props.value.split(' ')[1];
+  props.value = drawn = canvas.toDataURL('image/png'); } };
+watch('value', () => { if (props.value === drawn) return;  // or a stroke begun by now would go
+  const picture = new Image();
   picture.onload = () => { clear(); pen.imageSmoothingEnabled = false;
     pen.drawImage(picture, 0, 0, canvas.width, canvas.height); };
-  if (source) picture.src = source; else clear(); });
+  if (props.value) picture.src = props.value; else clear(); });
 """
 # While a sound plays, a line moves over its log-mel.
 MARKER_JS = """
@@ -78,9 +82,10 @@ CSS = """
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } .pictures figure { margin: 0; }
 .pictures img { height: 9.5rem; max-width: 100%; image-rendering: pixelated; display: block;
   border: 1px solid var(--border-color-primary); border-radius: 4px; }
-.pictures figcaption { padding: .2rem 0; } .logmel { position: relative; }
-.logmel img { width: 15rem; } .marker { position: absolute; top: 0; bottom: 0; width: 2px;
-  background: white; box-shadow: 0 0 2px black; }
+.pictures figure div { position: relative; } .pictures figcaption { padding: .2rem 0; }
+.pictures img:has(+ .marker) { width: 15rem; }
+.marker { position: absolute; top: 0; bottom: 0; width: 2px; background: white;
+  box-shadow: 0 0 2px black; }
 .play { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem 1rem; margin: .6rem 0; }
 .play audio { width: 100%; max-width: 24rem; }
 .readings, .readings * { border: 0 !important; } .readings th { font-weight: 500; }
@@ -92,6 +97,7 @@ CSS = """
 
 class Page:
     """What the page's controls compute. It keeps nothing of a visitor, but the runs that it loaded.
+    A picture arrives as the value of the canvas, and what is shown leaves as HTML.
 
     Args:
         run: the run that is chosen at first.
@@ -106,22 +112,23 @@ class Page:
         self.listener = lru_cache(3)(lambda run: Listener(run, device, data_root))
         self.listener(str(run)).explain(np.zeros((1, 28, 28), np.uint8))  # the first one is slow
 
-    def test_image(self, run: str, index: float | None) -> tuple[Tensor, str]:
-        """Image `index` of the test part of the data set that a run learned, `(28, 28)` uint8, and
-        its class."""
+    def test_image(self, run: str, index: float | None) -> tuple[str, str]:
+        """Image `index` of the test part of the data set that a run learned, for the canvas, and
+        a sentence with its class."""
         listener = self.listener(run)
         images, labels = load_digits(listener.model.dataset, "test", self.data_root, "cpu")
         if index is None or not 0 <= index < len(images):
             raise UserError(f"the test part has the images 0 to {len(images) - 1:,}; give one.")
-        return images[int(index)], listener.classes[int(labels[int(index)])]
+        label = listener.classes[int(labels[int(index)])]
+        return png(images[int(index)].numpy()), f"<p>Its class: {html.escape(label)}.</p>"
 
     def imagine(
-        self, picture: Tensor | None, run: str, negative: bool, centre: bool, refine: bool
+        self, canvas: str | None, run: str, negative: bool, centre: bool, refine: bool
     ) -> str:
-        """What a run imagines of a picture, as HTML."""
-        if picture is None:
-            return "<p>Draw a digit, upload a picture, or take a test image.</p>"
-        listener = self.listener(run)
+        """What a run imagines of a picture."""
+        if not canvas:
+            return NOTHING
+        picture, listener = read_canvas(canvas), self.listener(run)
         digit = as_digit(picture, negative, centre)
         made = listener.explain(digit[None], REFINE_STEPS if refine else 0)
         hint = ""
@@ -129,38 +136,35 @@ class Page:
             hint = "The picture is mostly bright. MNIST is white on black: try “Dark on bright”."
         if listener.missing:
             hint = f"The run was copied without {', '.join(listener.missing)}."
-        front_end = listener.model.front_end
-        grey = (made.imagined[0, 0].cpu().numpy() + 1) * 127.5
-        best = [name for name, _ in made.readings(listener.classes).values()]
-        said = f"Imagined; classified as {', '.join(best)}" if best else "Imagined"
-        correlation = made.correlations.item()
-        return (
-            (f'<p class="hint">{html.escape(hint)}</p>' if hint else "")
-            + sound_html(
-                made.heard[0], made.sounds[0], made.logmels[0, 0], front_end,
-                [(f"Imagined, correlation {correlation:.2f}", as_bytes(grey), said)],
-            )
-            + readings_html(made, listener.classes)
-        )  # fmt: skip
+        best = ", ".join(name for name, _ in made.readings(listener.classes).values())
+        readings = []
+        for name, shares in made.probabilities.items():
+            top = [(listener.classes[i], shares[0, i].item()) for i in shares[0].topk(2).indices]
+            readings.append((READERS[name], top))
+        imagined = (
+            f"Imagined, correlation {made.correlations.item():.2f}",
+            grey_png((made.imagined[0, 0].cpu() + 1) / 2),
+            f"Imagined; classified as {best}" if best else "Imagined",
+        )
+        return show_sound(
+            listener.model.front_end, made.heard[0], made.sounds[0], [imagined], hint, readings
+        )
 
-    def encode(self, shown: bool, picture: Tensor | None, *values: Any) -> str:
-        """The sound of a picture by an encoding, as HTML.
+    def encode(self, shown: bool, canvas: str | None, *values: Any) -> str:
+        """The sound of a picture by an encoding.
 
         Args:
             shown: whether anybody sees it; if not, nothing is computed.
-            picture: `(H, W)` uint8.
+            canvas: the picture.
             values: of the controls, in the order of `FIELDS`.
         """
-        if not shown or picture is None:
-            return "<p>Draw something, upload a picture, or take a test image.</p>"
-        front_end, scanned, sound = translate(picture, values)
-        return sound_html(scanned, sound, front_end.log_mel(sound[None])[0, 0], front_end, [])
+        return show_sound(*translate(canvas, values)) if shown and canvas else NOTHING
 
-    def decode(self, shown: bool, picture: Tensor | None, *values: Any) -> str:
-        """The image decoded from that sound, as HTML. It takes up to some seconds."""
-        if not shown or picture is None:
+    def decode(self, shown: bool, canvas: str | None, *values: Any) -> str:
+        """The image decoded from that sound. It takes up to some seconds."""
+        if not shown or not canvas:
             return ""
-        front_end, scanned, sound = translate(picture, values)
+        front_end, scanned, sound = translate(canvas, values)
         encoding = front_end.encoding
         if encoding.rows * encoding.samples > LARGEST_DECODED:
             return "<p>The sound is too long to be decoded here.</p>"
@@ -169,132 +173,115 @@ class Page:
         pair = torch.stack([image, scanned.double()]).flatten(1)
         if pair.std(1).min() > 1e-6:
             text += f", correlation {pair.corrcoef()[0, 1]:.2f}"
-        figure = figure_html(text, as_bytes(image.numpy() * 255), text)
-        return f'<div class="pictures">{figure}</div>'
+        return template("app.html.j2").render(
+            hint="", seconds=0, pictures=[(text, grey_png(image), text)], sound="", readings=()
+        )
 
 
-def translate(picture: Tensor, values: tuple[Any, ...]) -> tuple[ImageToLogMel, Tensor, Tensor]:
+def translate(canvas: str, values: tuple[Any, ...]) -> tuple[ImageToLogMel, Tensor, Tensor]:
     """The front end of the encoding that the controls say, the picture as it is scanned, `(rows,
     columns)` in [0, 1], and its sound."""
-    named = zip(FIELDS, values, strict=True)
-    front_end = encoding_front_end(
-        Encoding(**{one.name: field_value(one, value) for one, value in named})
-    )
+    picture, named = read_canvas(canvas)[None], zip(FIELDS, values, strict=True)
+    encoding = Encoding(**{one.name: field_value(one, value) for one, value in named})
+    front_end = encoding_front_end(encoding)
     with torch.no_grad():
         translator = front_end.translator
-        return front_end, translator.resized(picture[None])[0] / 255, translator(picture[None])[0]
+        return front_end, translator.resized(picture)[0] / 255, translator(picture)[0]
 
 
-@lru_cache(4)
-def encoding_front_end(encoding: Encoding) -> ImageToLogMel:
-    """The front end of an encoding."""
-    return ImageToLogMel(encoding)
+encoding_front_end = lru_cache(4)(ImageToLogMel)
 
 
 def field_value(field: dataclasses.Field, value: Any) -> Any:
-    """The value of a control as the type of its field; an empty one is None."""
-    kind = typing.get_type_hints(Encoding)[field.name]
-    if type(None) in typing.get_args(kind):  # an empty control shows 0
-        return int(value) if value else None
-    return int(value) if kind is int and value is not None else value
+    """The value of a control as the type of its field. A field that may be None has a text: one
+    number or more with commas between, or nothing."""
+    if type(None) not in typing.get_args(TYPES[field.name]):
+        return int(value) if TYPES[field.name] is int and value is not None else value
+    try:
+        numbers = json.loads(f"[{value or ''}]")
+    except ValueError as error:
+        raise UserError(f"{field.name} is {value}; give numbers, or nothing.") from error
+    return tuple(numbers) if len(numbers) > 1 else numbers[0] if numbers else None
 
 
-def as_bytes(grey: np.ndarray) -> np.ndarray:
-    """Grey levels in 0..255 as uint8."""
-    return np.clip(grey.round(), 0, 255).astype(np.uint8)
+def grey_png(grey: Tensor) -> str:
+    """`(H, W)` in [0, 1] as a data URI."""
+    return png((grey * 255).round().clamp(0, 255).byte().numpy())
 
 
-def sound_html(
+def show_sound(
+    front_end: ImageToLogMel,
     scanned: Tensor,
     sound: Tensor,
-    logmel: Tensor,
-    front_end: ImageToLogMel,
-    pictures: list[tuple[str, np.ndarray, str]],
+    pictures: typing.Sequence[tuple[str, str, str]] = (),
+    hint: str = "",
+    readings: typing.Sequence[tuple[str, list[tuple[str, float]]]] = (),
 ) -> str:
-    """A picture as it is scanned, its log-mel, `pictures` (title, uint8, alternative text), and its
-    sound."""
-    shown, grey = logmel.cpu().numpy(), as_bytes(scanned.cpu().numpy() * 255)
-    seconds = len(shown) * front_end.hop / SAMPLE_RATE
-    text = f"Log-mel of {seconds:.2f} s, {where_loud(shown, front_end.hop)}"
-    source = wav(sound.cpu().numpy(), front_end.encoding.sample_rate)
-    return (
-        f'<div class="sound" data-seconds="{seconds}"><div class="pictures">'
-        f"{figure_html('Heard', grey, 'The picture as it is scanned')}"
-        f'<figure><div class="logmel">{image_html(spectrogram(shown), text)}'
-        f'<span class="marker" hidden></span></div>'
-        f"<figcaption>Its log-mel, {seconds:.2f} s</figcaption></figure>"
-        f"{''.join(figure_html(*one) for one in pictures)}</div>"
-        f'<div class="play"><audio controls aria-label="Soundscape" src="{source}"></audio>'
-        f'<a download="soundscape.wav" href="{source}">Download the soundscape</a></div></div>'
+    """A picture as it is scanned, its log-mel, and its sound, as HTML.
+
+    Args:
+        front_end: of the encoding.
+        scanned: `(rows, columns)` in [0, 1].
+        sound: `(samples,)`, or `(2, samples)` in stereo.
+        pictures: to show beside: title, data URI, alternative text.
+        hint: a sentence above.
+        readings: for the table below: a classifier, and its two most probable classes.
+    """
+    logmel = front_end.log_mel(sound[None])[0, 0].cpu().numpy()
+    seconds = len(logmel) * front_end.hop / SAMPLE_RATE
+    text = f"Log-mel of {seconds:.2f} s, {where_loud(logmel, front_end.hop)}"
+    return template("app.html.j2").render(
+        hint=hint,
+        seconds=seconds,
+        pictures=[
+            ("Heard", grey_png(scanned.cpu()), "The picture as it is scanned"),
+            (f"Its log-mel, {seconds:.2f} s", png(spectrogram(logmel)), text),
+            *pictures,
+        ],
+        sound=wav(sound.cpu().numpy(), front_end.encoding.sample_rate),
+        readings=readings,
     )
 
 
-def figure_html(title: str, pixels: np.ndarray, text: str) -> str:
-    caption = f"<figcaption>{html.escape(title)}</figcaption>"
-    return f"<figure>{image_html(pixels, text)}{caption}</figure>"
-
-
-def image_html(pixels: np.ndarray, text: str) -> str:
-    return f'<img src="{png(pixels)}" alt="{html.escape(text)}">'
-
-
-def readings_html(made: Explanation, classes: tuple[str, ...]) -> str:
-    """The table of readings: the two most probable classes by each classifier."""
-    rows = []
-    for name, shares in made.probabilities.items():
-        rows.append(f'<tr><th scope="row">{READERS[name]}</th>')
-        for share, index in zip(*(one.tolist() for one in shares[0].topk(2)), strict=True):
-            meter = f'<meter value="{share:.3f}" aria-hidden="true"></meter>'
-            rows.append(f"<td>{html.escape(classes[index])} {meter} {share:.1%}</td>")
-        rows.append("</tr>")
-    if not rows:
-        return ""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("classified by", "class", "next"))
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<table class="readings">{body}</table>'
-
-
-def drawn_picture(uri: Any) -> tuple[Tensor, str]:
-    """The grey levels of what the canvas sent, `(280, 280)` uint8, and no class.
+def read_canvas(uri: str) -> Tensor:
+    """The grey levels of the value of the canvas, `(H, W)` uint8.
 
     Raises:
-        UserError: if it is no PNG of that size.
+        UserError: if it is no PNG of at most 512 x 512.
     """
     try:
         content = base64.b64decode(str(uri).partition("base64,")[2], validate=True)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.size != (CANVAS, CANVAS):
-                raise ValueError("it has another size")
-            return torch.from_numpy(np.array(picture.convert("L"))), ""
+            if max(picture.size) > LARGEST_PICTURE:
+                raise ValueError("it is too large")
+            return torch.from_numpy(np.array(picture.convert("L")))
     except Exception as error:  # a damaged picture raises any of a dozen types
         raise UserError("the drawing cannot be read; clear it and draw again.") from error
 
 
-def uploaded_picture(path: str) -> tuple[Tensor, str]:
-    """The grey levels of an uploaded picture, at most 512 pixels long, `(H, W)` uint8, and no
-    class."""
+def uploaded_picture(path: str) -> tuple[str, str]:
+    """The grey levels of an uploaded picture, at most 512 pixels long, for the canvas, and nothing
+    to say of it."""
     try:
         image = Image.fromarray(read_picture(Path(path)).numpy())
     except UserError as error:  # the visitor knows the file's name, not its place
         raise UserError(str(error).replace(path, Path(path).name)) from error
     image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    return torch.from_numpy(np.array(image)), ""
+    return png(np.array(image)), ""
 
 
-def in_words(function: Callable[..., str]) -> Callable[..., str]:
-    """`function`, whose errors of the visitor become a sentence in the page."""
+def in_words(function: Callable[..., Any], kept: int = 0) -> Callable[..., Any]:
+    """`function`, whose errors of the visitor become a sentence in its last output. The `kept`
+    outputs before it stay as they are."""
 
-    def answer(*values: Any) -> str:
+    def answer(*values: Any) -> Any:
         try:
             return function(*values)
         except (UserError, ValueError, TypeError, OverflowError) as error:
-            return error_html(error)
+            said = f'<p class="error" role="alert">{html.escape(str(error))}</p>'
+            return (*[gr.skip()] * kept, said) if kept else said
 
     return answer
-
-
-def error_html(error: Exception) -> str:
-    return f'<p class="error" role="alert">{html.escape(str(error))}</p>'
 
 
 def build(page: Page) -> gr.Blocks:
@@ -302,7 +289,7 @@ def build(page: Page) -> gr.Blocks:
     with gr.Blocks(
         title="Draw, hear, see", analytics_enabled=False, delete_cache=(3600, 3600)
     ) as blocks:
-        picture = gr.State(None)
+        comparing = gr.State(False)  # whether the second tab is shown
         gr.Markdown(
             "# Draw, hear, see\nDraw a digit. It becomes sound, a model hears the sound, and draws "
             "what it imagines."
@@ -310,7 +297,7 @@ def build(page: Page) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 canvas = gr.HTML(
-                    None, html_template=CANVAS_HTML, js_on_load=CANVAS_JS, elem_id="drawing"
+                    "", html_template=CANVAS_HTML, js_on_load=CANVAS_JS, elem_id="drawing"
                 )
                 clear = gr.Button("Clear")
                 upload = gr.UploadButton("Upload a picture")
@@ -327,61 +314,27 @@ def build(page: Page) -> gr.Blocks:
                         negative = gr.Checkbox(label="Dark on bright", min_width=140)
                         centre = gr.Checkbox(True, label="Centre and scale", min_width=150)
                         refine = gr.Checkbox(label="Latent refinement", min_width=160)
-                    result = gr.HTML(js_on_load=MARKER_JS)
-                with gr.Tab("Encodings") as comparing, gr.Row():
+                    result = gr.HTML(NOTHING, js_on_load=MARKER_JS)
+                with gr.Tab("Encodings") as encodings, gr.Row():
                     sides = [EncodingControls(name) for name in ("late-blind", "hificode")]
-        is_comparing = gr.State(False)
-        imagining.select(lambda: False, None, is_comparing)
-        compared = comparing.select(lambda: True, None, is_comparing)
-        choices = [run, negative, centre, refine]
-        imagine = in_words(page.imagine)
-        blocks.load(imagine, [picture, *choices], result)
-        changes = [one.change for one in choices]
-        gr.on(changes, imagine, [picture, *choices], result, trigger_mode="always_last")
-
-        def show(make: Callable[..., tuple[Tensor, str]], value: Any, *chosen: Any) -> tuple:
-            """The visitor's new picture, what the canvas shows, what is imagined, and a message."""
-            try:
-                new, label = make(value)
-            except UserError as error:
-                return gr.skip(), gr.skip(), gr.skip(), error_html(error)
-            said = f"<p>Its class: {html.escape(label)}.</p>" if label else ""
-            return new, on_canvas(png(new.numpy())), imagine(new, *chosen), said
-
-        def drawn(
-            event: gr.EventData, run: str, negative: bool, centre: bool, refine: bool
-        ) -> tuple:
-            new, _, *others = show(drawn_picture, event.picture, run, negative, centre, refine)
-            return new, gr.skip(), *others  # or a stroke that is begun by now would disappear
-
-        def uploaded(path: str, *chosen: Any) -> tuple:
-            return show(uploaded_picture, path, *chosen)
-
-        def taken(index: float | None, *chosen: Any) -> tuple:
-            return show(lambda index: page.test_image(chosen[0], index), index, *chosen)
-
-        def cleared(*chosen: Any) -> tuple:
-            return None, on_canvas(""), imagine(None, *chosen), ""
-
-        outputs = [picture, canvas, result, message]
-        events = [
-            canvas.select(drawn, choices, outputs),
-            upload.upload(uploaded, [upload, *choices], outputs),
-            gr.on([take.click, index.submit], taken, [index, *choices], outputs),
-            clear.click(cleared, choices, outputs),
-        ]
+        imagining.select(lambda: False, None, comparing)
+        compared = encodings.select(lambda: True, None, comparing)
+        inputs = [canvas, run, negative, centre, refine]
+        changes = [one.change for one in inputs]
+        imagined = gr.on(
+            changes, in_words(page.imagine), inputs, result, trigger_mode="always_last"
+        )
+        shown = [canvas, message]
+        upload.upload(in_words(uploaded_picture, 1), upload, shown)
+        gr.on([take.click, index.submit], in_words(page.test_image, 1), [run, index], shown)
+        clear.click(lambda: ("", ""), None, shown)
         for controls in sides:
-            controls.connect(page, [is_comparing, picture], [*events, compared])
+            controls.connect(page, [comparing, canvas], [imagined, compared])
     return blocks
 
 
-def on_canvas(source: str) -> str:
-    """What makes the canvas show a picture, or nothing. No two are equal, so that each is shown."""
-    return f"{time.time_ns()} {source}"
-
-
 class EncodingControls:
-    """A preset, and a control for every field of an encoding; below them its sound, and the image
+    """A preset, and a control for every field of an encoding; between them its sound, and the image
     decoded from it.
 
     Args:
@@ -389,43 +342,41 @@ class EncodingControls:
     """
 
     def __init__(self, preset: str) -> None:
-        hints = typing.get_type_hints(Encoding)
         with gr.Column(min_width=320):
             self.preset = gr.Dropdown(list(PRESETS), value=preset, label="Preset")
             self.sound, self.decoded = gr.HTML(js_on_load=MARKER_JS), gr.HTML()
             with gr.Accordion("Every setting", open=False):
-                self.fields = [self.control(one, hints[one.name], preset) for one in FIELDS]
+                self.fields = [control(one, getattr(PRESETS[preset], one.name)) for one in FIELDS]
 
-    @staticmethod
-    def control(field: dataclasses.Field, kind: Any, preset: str) -> gr.components.Component:
-        """The control of a field of this type."""
-        named = {
-            "label": field.name.replace("_", " "),
-            "info": get_field_docstring(Encoding, field.name, ()),
-            "value": getattr(PRESETS[preset], field.name),
-        }
-        if typing.get_origin(kind) is typing.Literal:
-            return gr.Dropdown(list(typing.get_args(kind)), **named)
-        return gr.Checkbox(**named) if kind is bool else gr.Number(**named)
-
-    def connect(self, page: Page, states: list[gr.State], events: list[Any]) -> None:
+    def connect(self, page: Page, states: list[gr.components.Component], events: list[Any]) -> None:
         """Compute the sound, and then the decoded image, after each of `events` and each change.
 
         Args:
             page: computes them.
-            states: whether the controls are shown, and the picture.
-            events: after which the picture or the first state is another.
+            states: whether the controls are shown, and the canvas.
+            events: after which one of these may be another.
         """
-        preset = self.preset.input(
+        chosen = self.preset.input(
             lambda name: list(dataclasses.asdict(PRESETS[name]).values()), self.preset, self.fields
         )
         inputs = [*states, *self.fields]
         encode = {"fn": in_words(page.encode), "inputs": inputs, "outputs": self.sound}
         decode = {"fn": in_words(page.decode), "inputs": inputs, "outputs": self.decoded}
-        for event in [*events, preset]:
+        for event in [*events, chosen]:
             event.then(**encode).then(**decode)
         changes = [one.input for one in self.fields]
         gr.on(changes, trigger_mode="always_last", **encode).then(**decode)
+
+
+def control(field: dataclasses.Field, value: Any) -> gr.components.Component:
+    """The control of a field, by its type."""
+    kind, info = TYPES[field.name], get_field_docstring(Encoding, field.name, ())
+    named = {"label": field.name.replace("_", " "), "info": info, "value": value}
+    if typing.get_origin(kind) is typing.Literal:
+        return gr.Dropdown(list(typing.get_args(kind)), **named)
+    if type(None) in typing.get_args(kind):
+        return gr.Textbox(**named)
+    return gr.Checkbox(**named) if kind is bool else gr.Number(**named)
 
 
 def serve(page: Page, port: int, browser: bool) -> None:

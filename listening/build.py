@@ -5,14 +5,12 @@ Leeuw et al., Journal of Open Source Software 8(85):5351, 2023), which npm insta
 
 import base64
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from torch import Tensor
 from common.files import UserError, write_file
 from data import Digits, class_names, load_digits
 from evaluation.encodings import ENCODINGS
+from evaluation.report import template, wav
 from listening.answers import COLUMNS
 from listening.experiment import Experiment, Stimulus
 from voice_translator import Encoding, VoiceTranslator, to_pcm16
@@ -59,61 +58,59 @@ def build_page(
         output: the folder to write into.
 
     Raises:
-        UserError: if a name is unknown, the trials cannot be balanced, there are too few images, or
-            jsPsych is not installed.
+        UserError: if a name is unknown, the trials cannot be balanced, there are too few images,
+            two stimuli sound the same, or jsPsych is not installed.
     """
     if unknown := [name for name in names if name not in ENCODINGS]:
         known = ", ".join(ENCODINGS)
         raise UserError(f"--encodings: there is no {', '.join(unknown)}; give some of {known}.")
-    if not names or len(set(names)) < len(names):
-        raise UserError("--encodings: give at least one name, and each once.")
-    if trials % len(names):
+    if not names or trials % len(names):
         raise UserError(
             f"--trials is {trials}, which {len(names)} encodings cannot share equally; give a "
             f"multiple of {len(names)}."
         )
-    paragraphs = consent.read_text("utf-8").splitlines() if consent else []
     scripts = [read_script(NODE_MODULES / path) for path in SCRIPTS]
     classes = class_names(dataset, data_root)
-    keys = choice_keys(classes)
     images = load_digits(dataset, "test", data_root, "cpu")
     chosen = choose_images(images, practice, trials // len(names), len(classes), seed)
 
-    stimuli, sounds = [], []
+    sounds: dict[Stimulus, str] = {}
     for name in names:
-        encoding = ENCODINGS[name].encoding
-        translator = VoiceTranslator(encoding)
+        translator = VoiceTranslator(ENCODINGS[name].encoding)
         for phase, indices in chosen.items():
             for index in indices:
-                wav = wav_file(soundscape(translator, images.images[index]), encoding.sample_rate)
-                digest, label = hashlib.sha256(wav).hexdigest(), int(images.labels[index])
-                stimuli.append(Stimulus(name, index, label, phase, digest))
-                sounds.append(f"data:audio/wav;base64,{base64.b64encode(wav).decode()}")
-    if len({one.sha256 for one in stimuli}) < len(stimuli):
-        raise UserError(
-            "two stimuli make the same sound; give other --encodings or another --seed."
-        )
+                sound, digest = sound_file(translator, images.images[index])
+                if any(digest == one.sha256 for one in sounds):
+                    raise UserError(
+                        "two stimuli make the same sound; give other --encodings or another --seed."
+                    )
+                sounds[Stimulus(name, index, int(images.labels[index]), phase, digest)] = sound
 
     conditions = {name: asdict(ENCODINGS[name]) for name in names}
-    experiment = Experiment("", dataset, seed, tuple(classes), conditions, tuple(stimuli))
     longest = max(ENCODINGS[name].encoding.seconds for name in names)
-    shown = {
-        "scripts": scripts,
-        "own_script": (HERE / "page.js").read_text(encoding="utf-8"),
-        "consent": [text for text in paragraphs if text.strip()],
-        "sounds": len(stimuli),
-        "minutes": ceil(len(stimuli) * (longest + SECONDS_A_TRIAL) / 60),
-    }
-    about = {
-        "keys": keys,
-        "columns": COLUMNS,
-        "descriptions": {name: describe(ENCODINGS[name].encoding) for name in names},
-    }
-    template = (HERE / "page.html.j2").read_text(encoding="utf-8")
-    everything = json.dumps([asdict(experiment), shown, about, template], sort_keys=True)
-    experiment = replace(experiment, version=hashlib.sha256(everything.encode()).hexdigest()[:12])
-    page = render({**asdict(experiment), **about}, sounds, shown)
-    output.mkdir(parents=True, exist_ok=True)
+    keys = choice_keys(classes)
+
+    def render(experiment: Experiment) -> str:
+        stimuli = [{**asdict(one), "sound": sound} for one, sound in sounds.items()]
+        about = {
+            **asdict(experiment),
+            "stimuli": stimuli,
+            "keys": keys,
+            "columns": COLUMNS,
+            "descriptions": {name: describe(ENCODINGS[name].encoding) for name in names},
+        }
+        return template("page.html.j2", HERE).render(
+            experiment=json.dumps(about).replace("<", "\\u003c"),
+            scripts=[*scripts, (HERE / "page.js").read_text(encoding="utf-8")],
+            consent=consent.read_text("utf-8").splitlines() if consent else [],
+            sounds=len(sounds),
+            minutes=ceil(len(sounds) * (longest + SECONDS_A_TRIAL) / 60),
+        )
+
+    experiment = Experiment("", dataset, seed, tuple(classes), conditions, tuple(sounds))
+    version = hashlib.sha256(render(experiment).encode()).hexdigest()[:12]
+    experiment = replace(experiment, version=version)
+    page = render(experiment)
     write_file(output / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
     experiment.save(output)
     return experiment
@@ -141,7 +138,7 @@ def choice_keys(classes: Sequence[str]) -> list[str]:
         UserError: if there are more classes than keys.
     """
     own = [name.lower() for name in classes]
-    if len(set(own)) == len(own) and all(name in KEYS and len(name) == 1 for name in own):
+    if len(set(own)) == len(own) and set(own) <= set(KEYS):
         return own
     if len(classes) > len(KEYS):
         raise UserError(
@@ -175,7 +172,7 @@ def choose_images(
     for phase, count in (("practice", practice), ("test", test)):
         order = torch.randperm(classes, generator=generator).tolist()
         wanted = [order[position % classes] for position in range(count)]
-        if any(wanted.count(label) > len(by_class[label]) for label in range(classes)):
+        if any(wanted.count(label) > len(by_class[label]) for label in order):
             raise UserError(
                 f"the data set has too few test images for {practice} practice and {test} test "
                 "trials; lower --trials or --practice."
@@ -184,49 +181,21 @@ def choose_images(
     return chosen
 
 
-def soundscape(translator: VoiceTranslator, image: Tensor) -> Tensor:
-    """The soundscape of one image, `(H, W)` uint8 -> `(samples,)` or `(2, samples)` int16."""
-    return to_pcm16(translator(image[None]))[0]
-
-
-def wav_file(pcm: Tensor, sample_rate: int) -> bytes:
-    """`(samples,)` or `(2, samples)` int16 as the bytes of a WAV file."""
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, pcm.numpy().T, sample_rate, "PCM_16", format="WAV")
-    return file.getvalue()
+def sound_file(translator: VoiceTranslator, image: Tensor) -> tuple[str, str]:
+    """The soundscape of one image, `(H, W)` uint8: its WAV file as a data URI, and the SHA-256 of
+    this file."""
+    pcm = to_pcm16(translator(image[None]))[0]
+    uri = wav(pcm.numpy(), translator.encoding.sample_rate)
+    return uri, hashlib.sha256(base64.b64decode(uri.partition(",")[2])).hexdigest()
 
 
 def describe(encoding: Encoding) -> str:
     """The encoding for a participant, in plain words."""
-    scan = getattr(encoding, "scan", "left_to_right").replace("_", " ")
-    start, end = scan.split(" to ")
-    high = {
-        "top": f"the {'right' if start in ('top', 'bottom') else 'top'}",
-        "middle": "the middle",
-        "bottom": f"the {'left' if start in ('top', 'bottom') else 'bottom'}",
-    }[encoding.pitch_position]
+    start, end = encoding.scan.split("_to_")
+    low, top = ("left", "right") if start in ("top", "bottom") else ("bottom", "top")
+    high = {"top": f"the {top}", "middle": "the middle", "bottom": f"the {low}"}
     return (
         f"Each sound scans a picture from {start} to {end}, in {encoding.seconds:g} seconds. "
-        f"High tones stand for {high} of the picture. "
+        f"High tones stand for {high[encoding.pitch_position]} of the picture. "
         f"Loud tones stand for {'dark' if encoding.negative else 'bright'} parts."
     )
-
-
-def render(about: dict[str, Any], sounds: list[str], shown: dict[str, Any]) -> str:
-    """Make the page, as HTML.
-
-    Args:
-        about: what the script of the page must know.
-        sounds: of the stimuli, as data URIs.
-        shown: the other values of the template.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
-    )
-    played = [{**one, "sound": sound} for one, sound in zip(about["stimuli"], sounds, strict=True)]
-    text = json.dumps({**about, "stimuli": played}).replace("<", "\\u003c")
-    return environment.get_template("page.html.j2").render(experiment=text, **shown)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import UserError, explain_malformed, read_json, write_file
+from common.files import explain_malformed, read_json, write_file
 
 REBUILD = "run listening_test.py to build the page first, or name its folder with --output"
 
@@ -33,11 +33,9 @@ class Experiment:
     conditions: dict[str, dict[str, Any]]
     stimuli: tuple[Stimulus, ...]
 
-    def select(self, phase: str, encoding: str | None = None) -> list[Stimulus]:
-        """The stimuli of a phase, of all encodings or of one."""
-        return [
-            one for one in self.stimuli if one.phase == phase and encoding in (None, one.encoding)
-        ]
+    def select(self, phase: str, encoding: str) -> list[Stimulus]:
+        """The stimuli of a phase and an encoding."""
+        return [one for one in self.stimuli if (one.phase, one.encoding) == (phase, encoding)]
 
     def save(self, folder: Path) -> None:
         """Write experiment.json."""
@@ -52,8 +50,6 @@ class Experiment:
             UserError: if it is missing or malformed.
         """
         path = folder / "experiment.json"
-        if not path.is_file():
-            raise UserError(f"{path} is missing; {REBUILD}.")
         record = read_json(path, REBUILD)
         with explain_malformed(path, REBUILD):
             stimuli = tuple(Stimulus(**one) for one in record.pop("stimuli"))

@@ -1,9 +1,8 @@
 """The machine in the listening test: which class does the audio network hear?"""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from common.files import UserError, explain_malformed
 from data import load_digits
 from listening.answers import write_answers
-from listening.build import soundscape, wav_file
+from listening.build import sound_file
 from listening.experiment import Experiment, Stimulus
 from training.run import read_metrics
 from training.upstream import load_audio_network, stage_folders
@@ -33,7 +32,6 @@ def find_runs(folder: Path, experiment: Experiment) -> dict[str, list[Path]]:
         raise UserError(f"--machine {folder} is missing; give a folder with runs.")
     if (folder / "metrics.json").is_file() and read_metrics(folder).get("stage") == "train_all":
         folder = stage_folders(folder)["train_vggish"]
-    defaults = asdict(Encoding())
     runs: dict[str, list[Path]] = {name: [] for name in experiment.conditions}
     # Not in train_vggish.1 and the like: those are older runs that were moved aside.
     for path in [*folder.glob("metrics.json"), *sorted(folder.rglob("train_vggish/metrics.json"))]:
@@ -41,12 +39,10 @@ def find_runs(folder: Path, experiment: Experiment) -> dict[str, list[Path]]:
         config = record["config"]
         if record.get("stage") != "train_vggish" or config.get("dataset") != experiment.dataset:
             continue
+        with explain_malformed(path, "run train_vggish.py"):
+            heard = hearing(config)
         for name, condition in experiment.conditions.items():
-            # Defaults, because a run or a page may be older than a field of Encoding.
-            with explain_malformed(path, "run train_vggish.py"):
-                heard, asked = ({**defaults, **one["encoding"]} for one in (config, condition))
-                same = all(config[key] == condition[key] for key in ("frames", "hop"))
-            if same and heard == asked:
+            if heard == hearing(condition):
                 runs[name].append(path.parent)
     if missing := [name for name, found in runs.items() if not found]:
         raise UserError(
@@ -54,6 +50,12 @@ def find_runs(folder: Path, experiment: Experiment) -> dict[str, list[Path]]:
             f"encoding {', '.join(missing)}; train one, or name another folder with --machine."
         )
     return runs
+
+
+def hearing(settings: dict[str, Any]) -> tuple[Encoding, int | None, int]:
+    """The encoding, the frames and the hop in the settings of a run or in a condition. A field of
+    the encoding that is younger than them has its default."""
+    return Encoding(**settings["encoding"]), settings["frames"], settings["hop"]
 
 
 @torch.no_grad()
@@ -74,14 +76,10 @@ def hear(
         UserError: if the code now makes other sounds than those on the page.
     """
     name = stimuli[0].encoding
-    encoding = Encoding(**experiment.conditions[name]["encoding"])
-    translator = VoiceTranslator(encoding)
+    translator = VoiceTranslator(Encoding(**experiment.conditions[name]["encoding"]))
     images = load_digits(experiment.dataset, "test", data_root, "cpu").images
     for one in stimuli:
-        is_there = one.index < len(images)
-        if is_there:
-            wav = wav_file(soundscape(translator, images[one.index]), encoding.sample_rate)
-        if not is_there or hashlib.sha256(wav).hexdigest() != one.sha256:
+        if sound_file(translator, images[one.index])[1] != one.sha256:
             raise UserError(
                 f"image {one.index} of {experiment.dataset} sounds otherwise than on the page "
                 f"under the encoding {name}; use the code and the data that the page was made with."
@@ -99,16 +97,15 @@ def answer_by_machine(
 ) -> list[Path]:
     """Write the machine's answers, a file for each run that all encodings have; returns the
     files."""
-    labels: list[dict[Stimulus, int]] = []
-    for name, runs in find_runs(folder, experiment).items():
-        stimuli = [*experiment.select("practice", name), *experiment.select("test", name)]
-        for number, heard in enumerate(hear(runs, stimuli, experiment, data_root, device)):
-            if number == len(labels):
-                labels.append({})
-            labels[number] |= zip(stimuli, heard.argmax(1).tolist(), strict=True)
+    runs = find_runs(folder, experiment)
+    chosen: dict[Stimulus, list[int]] = {}  # by each run
+    for name, own in runs.items():
+        stimuli = [one for one in experiment.stimuli if one.encoding == name]
+        heard = hear(own, stimuli, experiment, data_root, device)
+        chosen |= zip(stimuli, heard.argmax(2).T.tolist(), strict=True)
     paths = []
-    for number, chosen in enumerate(labels, 1):
-        if len(chosen) == len(experiment.stimuli):
-            paths.append(output / f"machine_{number:03d}.csv")
-            write_answers(paths[-1], experiment, "machine", number, chosen.__getitem__)
+    for run in range(min(map(len, runs.values()))):
+        paths.append(output / f"machine_{run + 1:03d}.csv")
+        choose = {one: labels[run] for one, labels in chosen.items()}.__getitem__
+        write_answers(paths[-1], experiment, "machine", run + 1, choose)
     return paths

@@ -37,9 +37,8 @@ def simulate_accuracies(
 
 
 def power_of(
-    people: int, trials: int, accuracy: float, difference: float, spread: float, encodings: int = 2,
-    simulations: int = SIMULATIONS, seed: int = 0,
-) -> float:  # fmt: skip
+    people: int, trials: int, accuracy: float, difference: float, spread: float, encodings: int = 2
+) -> float:
     """The share of simulated studies in which Welch's t-test finds the difference of two encodings.
 
     Args:
@@ -49,29 +48,25 @@ def power_of(
         difference: true difference of the other one to it.
         spread: standard deviation of the participants' true accuracies with one encoding.
         encodings: number of encodings; Holm's correction tests the first of them at this level.
-        simulations: number of studies.
-        seed: of the simulation.
     """
     from scipy.stats import ttest_ind
 
-    generator, groups = np.random.default_rng(seed), []
+    generator, groups = np.random.default_rng(0), []
     for mean in (accuracy, accuracy + difference):
-        true = simulate_accuracies(mean, spread, (simulations, people), generator)
+        true = simulate_accuracies(mean, spread, (SIMULATIONS, people), generator)
         groups.append(generator.binomial(trials, true) / trials)
     with np.errstate(all="ignore"):
         p = np.asarray(ttest_ind(*groups, axis=1, equal_var=False)[1])
-    return float((p < (1 - CONFIDENCE) / max(1, encodings - 1)).mean())
+    return float((p < (1 - CONFIDENCE) / (encodings - 1)).mean())
 
 
 def power_table(accuracy: float, difference: float, spread: float, encodings: int = 2) -> str:
     """The fewest people for each number of trials, as a table in Markdown."""
-    lines = [
+    table = (
         f"Accuracy {accuracy:.0%}, difference {difference:+.0%}, spread between people "
-        f"{spread:.0%}, {encodings} encodings. {SIMULATIONS:,} simulated studies each.",
-        "",
-        f"| test trials of each encoding | people for a power of {WANTED:.0%} |",
-        "|---|---|",
-    ]
+        f"{spread:.0%}, {encodings} encodings. {SIMULATIONS:,} simulated studies each.\n\n"
+        f"| test trials of each encoding | people for a power of {WANTED:.0%} |\n|---|---|\n"
+    )
     sizes = range(2, MOST_PEOPLE + 1)
     for trials in TRIALS:
 
@@ -79,32 +74,31 @@ def power_table(accuracy: float, difference: float, spread: float, encodings: in
             return power_of(people, trials, accuracy, difference, spread, encodings)
 
         place = bisect_left(sizes, WANTED, key=power)
-        people = str(sizes[place]) if place < len(sizes) else f"more than {MOST_PEOPLE}"
-        lines.append(f"| {trials} | {people} |")
-    return "\n".join(lines) + "\n"
+        people = sizes[place] if place < len(sizes) else f"more than {MOST_PEOPLE}"
+        table += f"| {trials} | {people} |\n"
+    return table
 
 
 def simulate_people(
     experiment: Experiment, count: int, accuracy: float, difference: float, spread: float,
     seed: int, output: Path,
 ) -> list[Path]:  # fmt: skip
-    """Write the answers of simulated people; returns the files.
+    """Write the answers of simulated people into the folder `output`; returns the files.
 
     Each answer is right with the person's accuracy under the encoding, else any other class. The
-    arguments are those of `power_of`; `output` is the folder to write into."""
+    arguments are those of `power_of`."""
     generator, answer = np.random.default_rng(seed), random.Random(seed)
     true = {
         name: simulate_accuracies(accuracy + difference * (place > 0), spread, (count,), generator)
         for place, name in enumerate(experiment.conditions)
     }
-    paths = []
-    for person in range(count):
+    paths = [output / f"simulated_{person + 1:03d}.csv" for person in range(count)]
+    for person, path in enumerate(paths):
 
         def choose(one: Stimulus, person: int = person) -> int:
             others = [label for label in range(len(experiment.classes)) if label != one.label]
             right = answer.random() < true[one.encoding][person]
             return one.label if right else answer.choice(others)
 
-        paths.append(output / f"simulated_{person + 1:03d}.csv")
-        write_answers(paths[-1], experiment, "simulated", person + 1, choose)
+        write_answers(path, experiment, "simulated", person + 1, choose)
     return paths

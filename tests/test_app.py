@@ -108,12 +108,12 @@ def shown_sound(page: Any) -> str:
 
 
 def test_draw_hear_and_see(page: Any, chain: Path) -> None:
-    from evaluation.app_page import drawn_picture
+    from evaluation.app_page import read_canvas
     from evaluation.listener import Listener, as_digit
     from evaluation.report import wav
 
     draw(page, "seven")
-    drawn, _ = drawn_picture(page.evaluate("document.querySelector('#canvas').toDataURL()"))
+    drawn = read_canvas(page.evaluate("document.querySelector('#canvas').toDataURL()"))
     assert drawn.max() == 255 and 0.05 < (drawn > 0).double().mean() < 0.3
     translator = Listener(chain).model.front_end.translator
     sound = translator(as_digit(drawn, centre=True)[None])[0].numpy()
@@ -136,7 +136,7 @@ def test_draw_hear_and_see(page: Any, chain: Path) -> None:
 
     page.get_by_role("button", name="Clear").click()
     page.wait_for_selector("text=Draw a digit, upload a picture")
-    blank, _ = drawn_picture(page.evaluate("document.querySelector('#canvas').toDataURL()"))
+    blank = read_canvas(page.evaluate("document.querySelector('#canvas').toDataURL()"))
     assert not blank.any()
 
 
@@ -211,11 +211,11 @@ def test_wrong_input_is_refused_in_the_page(page: Any, tmp_path: Path) -> None:
 
 def test_a_drawing_that_is_no_png_is_refused() -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: make app")
-    from evaluation.app_page import drawn_picture
+    from evaluation.app_page import read_canvas
 
     for value in (None, "", "data:image/png;base64,????", "data:image/png;base64,aGVsbG8="):
         with pytest.raises(UserError, match="cannot be read"):
-            drawn_picture(value)
+            read_canvas(value)
 
 
 def test_controls_give_the_fields_their_types() -> None:
@@ -224,11 +224,19 @@ def test_controls_give_the_fields_their_types() -> None:
     from voice_translator import Encoding
 
     for encoding in PRESETS.values():
-        floats = {
-            one.name: float(value)
-            if isinstance(value := getattr(encoding, one.name), int) and not isinstance(value, bool)
-            else value
-            for one in FIELDS
-        }  # as a browser sends numbers
-        back = Encoding(**{one.name: field_value(one, floats[one.name]) for one in FIELDS})
+        sent = {}  # as a browser sends it: numbers as floats, what may be None as text
+        for one in FIELDS:
+            value = getattr(encoding, one.name)
+            if one.default is None:
+                value = "" if value is None else str(value)
+            elif type(value) is int:
+                value = float(value)
+            sent[one.name] = value
+        back = Encoding(**{one.name: field_value(one, sent[one.name]) for one in FIELDS})
         assert back == encoding and torch.equal(back.frequencies(), encoding.frequencies())
+    texts = {"speaker_band_hz": "300, 3400", "noise_snr_db": "0", "grey_levels": ""}
+    fields = {one.name: one for one in FIELDS}
+    values = [field_value(fields[name], text) for name, text in texts.items()]
+    assert values == [(300, 3400), 0, None]
+    with pytest.raises(UserError, match="give numbers, or nothing"):
+        field_value(fields["noise_snr_db"], "loud")

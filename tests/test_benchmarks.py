@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import stages, translator
+from benchmarks import profile, stages
 from data import load_digits
-from data.augment import random_affine
 from data.resize import upsample
 from vggish import ImageToLogMel
 
@@ -33,14 +32,6 @@ def test_published_loader_gives_the_same_inputs() -> None:
     torch.testing.assert_close(enlarged, upsample(images), rtol=0, atol=0.01)
 
 
-def test_plain_rotation_equals_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = upsample(load_digits("handwritten", "train", "", "cpu").images[:4])
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.linspace(0, 1, 4).expand(size))
-    expected = random_affine(images, 10.0)
-    torch.testing.assert_close(stages.rotate_plainly(images, 10.0), expected, rtol=0, atol=1e-5)
-    assert (expected - images).abs().max() > 0.1
-
-
 def test_operations_and_bytes_of_a_linear_layer() -> None:
     layer, batch = nn.Linear(10, 20, bias=False), torch.rand(4, 10)
     optimiser = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
@@ -54,18 +45,6 @@ def test_operations_and_bytes_of_a_linear_layer() -> None:
     assert operations == 2 * (2 * 4 * 10 * 20)  # forward, and the gradient of the weights
     # The batch is written and read. Weights and momentum are read and written, gradients read.
     assert moved == 4 * (2 * batch.numel() + 5 * layer.weight.numel())
-
-
-def test_timing_repeats_the_call_until_the_time_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, calls = [0.0], []
-
-    def work() -> None:
-        calls.append(1)
-        clock[0] += 0.125
-
-    monkeypatch.setattr(translator.time, "perf_counter", lambda: clock[0])
-    assert translator.seconds_of(work, torch.device("cpu"), at_least=0.3) == 0.125
-    assert len(calls) == 1 + 3  # the first one shows how many are needed
 
 
 def test_every_stage_is_timed_by_every_method(
@@ -86,3 +65,26 @@ def test_every_stage_is_timed_by_every_method(
         for name, epochs in EPOCHS.items()
     ]
     assert hours == pytest.approx(sum(seconds) / 3600, abs=0.006)
+
+
+def test_traffic_of_operators() -> None:
+    a, b = torch.rand(10, 20), torch.rand(20, 30)
+    with profile.Traffic() as traffic:
+        (a @ b).T.contiguous()  # a view moves nothing
+        b.add_(1)
+    assert traffic.bytes["aten::mm"] == 4 * (10 * 20 + 20 * 30 + 10 * 30)
+    assert traffic.bytes["aten::clone"] == 4 * 2 * 10 * 30
+    assert traffic.bytes["aten::add_.Tensor"] == 4 * 2 * 20 * 30  # read and written
+    assert traffic.calls["aten::mm"] == 1 and len(traffic.calls) == 3
+
+
+def test_a_step_of_every_stage_is_profiled(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages.seconds_of, "__defaults__", (0.0,))
+    found = profile.main(profile.Config(rounds=1, width=2, batch=4, device="cpu"))
+    assert len(found) == 7
+    assert all(min(one.values()) > 0 for one in found.values())
+    assert all(one["peak_MB"] < one["MB"] for one in found.values())
+    printed = capsys.readouterr().out
+    assert printed.count("## ") == 7 and printed.count("\n| kernel or operator | ms a step") == 7
