@@ -22,7 +22,7 @@ With `--engine ray` the trials run on many machines: docs/cluster.md.
 
 Time of each preset:
     published   not measured
-    small       two cores: 1 h 51 min with two workers, 3 to 8 minutes a trial; GPU: not measured
+    small       two cores: 12 of the encodings took 1 h 51 min with two workers; GPU: not measured
     demo        two cores: 4 minutes, or 3 with two workers; GPU: not measured
 
 A key stands for the settings; settings.json holds them. After Ctrl-C the same command continues,

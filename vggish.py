@@ -238,8 +238,8 @@ class ImageToLogMel(nn.Module):
         self.frames = frames_to_cover(encoding, hop) if frames is None else frames
         if self.frames < POOLING or self.frames % POOLING:
             raise ValueError(
-                f"frames is {frames}, but must be a multiple of {POOLING}, as the network pools so "
-                "many into one."
+                f"frames is {frames}, but must be a multiple of {POOLING}: the network's pooling "
+                "would cut off the rest."
             )
         self.translator = VoiceTranslator(encoding)
         needed = (self.frames - 1) * hop + WINDOW  # samples at 16 kHz
@@ -254,8 +254,8 @@ class ImageToLogMel(nn.Module):
         return self.log_mel(self.translator(images, straight_through, validate))
 
     def log_mel(self, soundscapes: Tensor) -> Tensor:
-        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. Of
-        stereo, `(B, 2, samples)`, the mean is heard, as Google's front end does it.
+        """`(B, samples)` soundscapes in [-1, 1] -> `(B, 1, frames, 64)` float32 log-mels. In
+        stereo, `(B, 2, samples)`, the mean of both ears is taken, as in Google's front end.
 
         Raises:
             ValueError: if they have not as many samples as the encoding makes.

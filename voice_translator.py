@@ -166,23 +166,25 @@ class Encoding:
                 object.__setattr__(self, name, value)
             least = 2 if name == "grey_levels" else 1
             if name == "speaker_band_hz":
-                valid, wanted = (
-                    value is None,
-                    "two numbers that rise, from 20 up to less than half of sample_rate",
-                )
-                if isinstance(value, list | tuple) and len(value) == 2:
-                    value = tuple(value)  # of JSON it is a list
+                if isinstance(value, list):  # from JSON
+                    value = tuple(value)
                     object.__setattr__(self, name, value)
-                    valid = all(type(hz) in (int, float) for hz in value)
-                    valid = valid and 20 <= value[0] < value[1] < self.sample_rate / 2
+                valid = value is None or _is_band(value, self.sample_rate)
+                wanted = (
+                    "two numbers, from 20 up to less than half of sample_rate, the second at least "
+                    "1.1 times the first"
+                )
             elif name in CHOICES:
                 choices = tuple(CHOICES[name])
                 valid, wanted = value in choices, f"one of {', '.join(choices)}"
             elif isinstance(default, bool):
                 valid, wanted = isinstance(value, bool), "True or False"
-            elif isinstance(default, float) or name == "noise_snr_db":
+            elif name == "noise_snr_db":
+                valid = value is None or type(value) in (int, float) and -100 <= value <= 100
+                wanted = "a number from -100 to 100"
+            elif isinstance(default, float):
                 valid = type(value) in (int, float) and -1e300 < value < 1e300
-                valid, wanted = valid or value is default is None, "a finite number"
+                wanted = "a finite number"
             else:
                 valid = type(value) is int and value >= least or value is default is None
                 wanted = f"a whole number of at least {least}"
@@ -305,6 +307,14 @@ class Encoding:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(f"encoding: {message}.")
+
+
+def _is_band(value: Any, sample_rate: Any) -> bool:
+    """Whether `value` is a band that `speaker_band_hz` may have."""
+    if not isinstance(value, tuple) or [type(hz) in (int, float) for hz in value] != [True, True]:
+        return False
+    low, high = value
+    return low >= 20 and 1.1 * low <= high < sample_rate / 2
 
 
 def _uniform(count: int) -> Tensor:
@@ -471,7 +481,8 @@ class VoiceTranslator(ConstantModule):
                 spectrum = torch.fft.rfft(sounds, 2 * (len(response) - 1)) * response
                 sounds = torch.fft.irfft(spectrum)[..., :samples]
             if snr is not None:
-                # Where in the recording an image's noise begins follows from its pixels.
+                # Where in the recording an image's noise begins follows from its pixels. A GPU may
+                # round a resized pixel otherwise than the CPU, and then it begins elsewhere.
                 pixels = self.resized(images, False).detach().round().long().flatten(1)
                 factors = torch.arange(pixels.shape[1], device=pixels.device) * 2654435761 + 1
                 begin = (pixels * factors).sum(1).view(-1, 1, 1)
@@ -910,8 +921,7 @@ def undo_contrast(image: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
     a pixel stays black or white. The mean follows from all pixels.
 
     Returns:
-        The image, `(rows, columns)` in [0, 1], and where the contrast saturated, `(rows, columns)`
-        bool.
+        The image in [0, 1], and where the contrast saturated, bool, both in the shape of `image`.
     """
     contrast = encoding.contrast
     seen = 1 - image if encoding.negative else image

@@ -26,7 +26,7 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     if name == "auto":
         gpu = torch.cuda.is_available()
         chosen, reason = ("cuda", "a GPU is here") if gpu else ("cpu", "no GPU is here")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", chosen):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d?))?", chosen):
         raise UserError(f"--device {name} is no device; give auto, cpu, cuda or cuda:1.")
     device = torch.device(chosen)
     if device.type == "cuda":

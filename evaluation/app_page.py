@@ -179,8 +179,8 @@ class Page:
 
 
 def translate(canvas: str, values: tuple[Any, ...]) -> tuple[ImageToLogMel, Tensor, Tensor]:
-    """The front end of the encoding that the controls say, the picture as it is scanned, `(rows,
-    columns)` in [0, 1], and its sound."""
+    """The front end of the encoding that the controls say, the resized picture, `(H, W)` in [0, 1],
+    and its sound."""
     picture, named = read_canvas(canvas)[None], zip(FIELDS, values, strict=True)
     encoding = Encoding(**{one.name: field_value(one, value) for one, value in named})
     front_end = encoding_front_end(encoding)
@@ -217,11 +217,11 @@ def show_sound(
     hint: str = "",
     readings: typing.Sequence[tuple[str, list[tuple[str, float]]]] = (),
 ) -> str:
-    """A picture as it is scanned, its log-mel, and its sound, as HTML.
+    """A resized picture, its log-mel, and its sound, as HTML.
 
     Args:
         front_end: of the encoding.
-        scanned: `(rows, columns)` in [0, 1].
+        scanned: `(H, W)` in [0, 1].
         sound: `(samples,)`, or `(2, samples)` in stereo.
         pictures: to show beside: title, data URI, alternative text.
         hint: a sentence above.
@@ -234,7 +234,7 @@ def show_sound(
         hint=hint,
         seconds=seconds,
         pictures=[
-            ("Heard", grey_png(scanned.cpu()), "The picture as it is scanned"),
+            ("Heard", grey_png(scanned.cpu()), "The picture as it is translated"),
             (f"Its log-mel, {seconds:.2f} s", png(spectrogram(logmel)), text),
             *pictures,
         ],

@@ -195,8 +195,8 @@ def rate(
 ) -> dict[str, Any]:  # fmt: skip
     """Rate a run and write the rating; returns what its metrics.json says.
 
-    Arguments and errors as in `rate_run`, and
-        output: the folder to write into. None: inside the run; see `rating_folder`.
+    Arguments and errors are those of `rate_run`. `output` is the folder to write into; None: inside
+    the run, see `rating_folder`.
     """
     started = time.perf_counter()
     folders = rated_folders(run)
@@ -221,7 +221,7 @@ def rate(
         "versions": package_versions("torchmetrics", "torch-fidelity"),
         "config": config,
         "stages": stages,
-        # By the features of this judge realism is measured.
+        # The features of this judge measure the realism.
         "cnn_judge": weights_sha256(listener.judges["cnn"]),
         "sha256": input_hashes(folders, part, result.digits),
     }

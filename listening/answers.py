@@ -123,10 +123,11 @@ def read_answers(path: Path, experiment: Experiment) -> list[dict[str, Any]]:
         check = line[-1]
         stimulus = (row["encoding"], row["index"], row["phase"], row["sha256"])
         is_number = all(row[name].isdecimal() for name in NUMBERS)
-        if stimulus not in expected or row["choice"] not in experiment.classes or not is_number:
+        is_known = row["choice"] in experiment.classes and row["source"] in SOURCES
+        if stimulus not in expected or not (is_known and is_number):
             raise UserError(
                 f"{where} names a sound or a class that the page does not have, or a sound for the "
-                f"second time; {AS_SAVED}."
+                f"second time, or is damaged; {AS_SAVED}."
             )
         expected.remove(stimulus)
         rows.append(row | {name: int(row[name]) for name in NUMBERS})

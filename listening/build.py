@@ -64,7 +64,9 @@ def build_page(
     if unknown := [name for name in names if name not in ENCODINGS]:
         known = ", ".join(ENCODINGS)
         raise UserError(f"--encodings: there is no {', '.join(unknown)}; give some of {known}.")
-    if not names or trials % len(names):
+    if not names or len(set(names)) < len(names):
+        raise UserError("--encodings: give at least one name, and each once.")
+    if trials % len(names):
         raise UserError(
             f"--trials is {trials}, which {len(names)} encodings cannot share equally; give a "
             f"multiple of {len(names)}."

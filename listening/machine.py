@@ -79,7 +79,8 @@ def hear(
     translator = VoiceTranslator(Encoding(**experiment.conditions[name]["encoding"]))
     images = load_digits(experiment.dataset, "test", data_root, "cpu").images
     for one in stimuli:
-        if sound_file(translator, images[one.index])[1] != one.sha256:
+        image = images[one.index : one.index + 1]
+        if not len(image) or sound_file(translator, image[0])[1] != one.sha256:
             raise UserError(
                 f"image {one.index} of {experiment.dataset} sounds otherwise than on the page "
                 f"under the encoding {name}; use the code and the data that the page was made with."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_weights
-from common.files import load_tensors
+from common.files import UserError, load_tensors
 from models.generator import NOISE_SIZE
 
 
@@ -86,4 +86,6 @@ def load_audioset_convolutions(network: VGGish, path: Path) -> None:
     convolutions = {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
+    if not convolutions:
+        raise UserError(f"{path} holds no VGGish convolutions; give torchvggish's state dict.")
     load_weights(network.features, convolutions, path)

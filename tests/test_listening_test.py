@@ -111,7 +111,8 @@ def test_version_depends_on_the_settings(tmp_path: Path, monkeypatch: pytest.Mon
     ("changes", "message"),
     [
         ({"encodings": ("primary", "nothing")}, "there is no nothing"),
-        ({"encodings": ("mel", "mel")}, "the same sound"),
+        ({"encodings": ("mel", "mel")}, "each once"),
+        ({"encodings": ()}, "at least one name"),
         ({"trials": 21}, "multiple of 2"),
         ({"trials": 4000}, "too few test images"),
         ({"encodings": ("primary", "primary_in_208_frames")}, "the same sound"),
@@ -185,6 +186,7 @@ def set_cell(column: str, value: str) -> Callable[[list[list[str]]], None]:
         (set_cell("sha256", "0" * 64), True, "line 6 .* names a sound or"),
         (set_cell("encoding", "tanh"), True, "that the page does not have"),
         (lambda lines: lines.__setitem__(5, lines[4][:]), True, "a sound for the second time"),
+        (set_cell("source", "nobody"), True, "or is damaged"),
         (set_cell("choice", "11"), True, "a class that the page does not have"),
         (set_cell("response_ms", "-5"), True, "that the page does not have"),
         (set_cell("page_version", "123"), True, "another experiment"),

@@ -618,6 +618,16 @@ def test_older_runs_are_kept_and_a_complete_one_is_not_run_again(
     assert (tmp_path / "small" / "metrics.json").read_bytes() == before
 
 
+def test_a_complete_run_of_an_encoding_with_a_tuple_is_not_run_again(
+    tmp_path: Path, small: None
+) -> None:
+    inherited = {"encoding": {"speaker_band_hz": (300.0, 3400.0)}}
+    small_stage(Settings(tmp_path), **inherited)
+    before = (tmp_path / "small" / "metrics.json").read_bytes()
+    small_stage(Settings(tmp_path, resume=True), **inherited)
+    assert (tmp_path / "small" / "metrics.json").read_bytes() == before
+
+
 def test_the_users_files_stay_in_a_run_that_was_stopped_before_its_first_epoch(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -723,10 +723,18 @@ def test_examples_of_the_docstring() -> None:
         ({"grey_levels": 16.0}, "grey_levels is 16.0, but must be a whole number"),
         ({"window": "hann"}, "window is 'hann', but must be one of rectangular, spline"),
         ({"scan": "up"}, "scan is 'up', but must be one of left_to_right, right_to_left"),
-        ({"noise_snr_db": math.inf}, "noise_snr_db is inf, but must be a finite number"),
+        ({"noise_snr_db": math.inf}, "noise_snr_db is inf, but must be a number from -100"),
         *[
-            ({"speaker_band_hz": band}, "speaker_band_hz is .*, but must be two numbers that rise")
-            for band in ((3400.0, 300.0), (300.0,), (0.0, 300.0), (300.0, 8000.0), 300.0, "ab")
+            ({"speaker_band_hz": band}, "speaker_band_hz is .*, but must be two numbers, from 20")
+            for band in (
+                (3400.0, 300.0),
+                (300.0, 301.0),
+                (300.0,),
+                (0.0, 300.0),
+                (300.0, 8000.0),
+                300.0,
+                "ab",
+            )
         ],
         *[
             ({name: 1}, f"{name} is 1, but must be True or False")

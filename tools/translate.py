@@ -215,6 +215,7 @@ def decode(config: Config, path: Path, originals: list[Path]) -> None:
             "--decode makes one image; give it a name with -o, at most one picture, and no "
             "--spectrogram."
         )
+    media.require_suffix(config.output, media.IMAGES, "a picture")
     keep_inputs([*originals, path], [config.output])
     encoding = choose_encoding(config, path)
     original = frame(media.read_picture(originals[0]), config, encoding) if originals else None

@@ -84,7 +84,7 @@ class Run:
         self.stage, self.device, self.draw, self.prolongs = stage, device, draw, prolongs
         self.results = Path(config.results)
         self.folder = self.results / (name or stage)
-        self.config = {**config_to_dict(config), **upstream}
+        self.config = plain_json({**dataclasses.asdict(config), **upstream})
         self.sha256, self.fingerprint = sha256 or {}, fingerprint
         self.history: list[dict] = []
         self.best: int | None = None  # epoch
@@ -343,7 +343,12 @@ def changed_hyperparameters(then: dict[str, Any], now: dict[str, Any]) -> list[s
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A header as plain JSON values; checkpoints and metrics.json keep it so."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain_json(dataclasses.asdict(config))
+
+
+def plain_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON gives them back: tuples are lists, and paths are text."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def is_complete(folder: Path) -> bool:
