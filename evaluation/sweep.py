@@ -27,7 +27,7 @@ from common.files import (
     load_tensors,
     read_json,
     save_tensors,
-    write_file,
+    write_json,
 )
 from common.locks import FolderLocked, lock_folder, unlock_folder
 from data import load_digits
@@ -186,8 +186,7 @@ class Sweep:
                 "that folder, or give the encoding another name."
             )
         settings = {"condition": asdict(condition), "schedule": self.settings()}
-        text = json.dumps(settings, indent=1) + "\n"
-        write_file(folder / "settings.json", lambda path: path.write_text(text))
+        write_json(folder / "settings.json", settings)
 
     def train_shared(self, trial: Trial, device: str) -> Result:
         """Train stage two and the judges, unless they are there. Their seed is 0 for all trials."""

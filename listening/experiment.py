@@ -1,11 +1,10 @@
 """What a listening test consists of: its classes, its encodings, and which sounds it plays."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import explain_malformed, read_json, write_file
+from common.files import explain_malformed, read_json, write_json
 
 REBUILD = "run listening_test.py to build the page first, or name its folder with --output"
 
@@ -39,8 +38,7 @@ class Experiment:
 
     def save(self, folder: Path) -> None:
         """Write experiment.json."""
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        write_file(folder / "experiment.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(folder / "experiment.json", asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "Experiment":

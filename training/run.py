@@ -40,6 +40,7 @@ from common.files import (
     read_json,
     save_tensors,
     write_file,
+    write_json,
 )
 from common.locks import lock_folder, still_locked, unlock_folder
 from common.provenance import code_revision, package_versions
@@ -274,8 +275,7 @@ class Run:
             **{key: checkpoint[key] for key in ("seed", "revision", "versions", "config")},
             "sha256": {**sha256, "checkpoint.pt": file_sha256(path)},
         }
-        text = json.dumps(record, indent=1) + "\n"
-        write_file(self.folder / "metrics.json", lambda path: path.write_text(text))
+        write_json(self.folder / "metrics.json", record)
         self._discard_last()
         self._name_stale_runs(record["sha256"]["checkpoint.pt"])
         unlock_folder(self.folder)
