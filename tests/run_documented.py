@@ -30,6 +30,7 @@ NO_DOWNLOAD = {"mnist": "handwritten", "emnist": "printed"}
 # Commands that are not run here, and where they are tested.
 ELSEWHERE = {
     "compare_encodings.py": "tests/test_compare_encodings.py",
+    "--controls": "tests/test_controls.py",
     "listening_test.py": "tests/test_listening_test.py",
     "app.py": "tests/test_app.py",
     "tools.export": "tests/test_export.py",

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,9 +27,10 @@ from evaluation.ray_engine import ray_cluster, run_ray, run_task
 from evaluation.sweep import Result, Sweep, Trial, run_sweep
 from training.run import Run, read_log
 
-# Stage one has epochs of a second, so that a node can be removed between two of them.
+# With Ray, stage one has epochs of a second, so that a node can be removed between two of them.
+LONGER = {"epochs": 4, "images_per_epoch": 480} if find_spec("ray") else {}
 SCHEDULE = dataclasses.replace(
-    tiny.SCHEDULE, vggish=dataclasses.replace(tiny.SCHEDULE.vggish, epochs=4, images_per_epoch=480)
+    tiny.SCHEDULE, vggish=dataclasses.replace(tiny.SCHEDULE.vggish, **LONGER)
 )
 MAINS = {
     "vggish": train_vggish.main,
